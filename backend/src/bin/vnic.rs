@@ -1,0 +1,2 @@
+//! vnic
+fn main() {}

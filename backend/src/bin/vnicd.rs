@@ -1,0 +1,2 @@
+//! vnicd
+fn main() {}

@@ -1,0 +1,6 @@
+//! The daemon `vnicd` and the operator's command line `vnic`.
+
+pub mod config;
+pub mod control;
+pub mod host;
+pub mod vhost;

@@ -1,0 +1,11 @@
+//! Virtqueues, AF_XDP sockets, the XDP program, and the workers that move frames between them.
+//!
+//! `unsafe` lives in [`memory`], [`virtq`] and [`xsk`]; everything else here is safe code over their types.
+
+pub mod group;
+pub mod memory;
+pub mod nic;
+pub mod program;
+pub mod virtq;
+pub mod vnet;
+pub mod xsk;

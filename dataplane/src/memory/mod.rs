@@ -1,0 +1,4 @@
+//! The two kinds of memory that frames live in: the guests' ([`guest`]) and our own ([`frames`]).
+
+pub mod frames;
+pub mod guest;

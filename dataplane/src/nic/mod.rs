@@ -1,0 +1,70 @@
+//! A NIC as a worker sees it. Everything that a kernel does is behind these two traits; [`memory`] is the twin that
+//! lets the loop be tested and benchmarked without a NIC.
+
+pub mod memory;
+
+use std::os::fd::BorrowedFd;
+
+use crate::memory::frames::{ChunkCache, Frame};
+
+/// Receiving side of one NIC queue; one worker owns it.
+pub trait NicRx: Send {
+    /// Appends up to `max` whole frames to `out`; returns how many. Never blocks.
+    fn receive(&mut self, chunks: &mut ChunkCache, out: &mut Vec<Frame>, max: usize) -> usize;
+
+    /// Offers free chunks to the kernel until its ring is full (or chunks run out), waking the driver if it asks.
+    fn refill(&mut self, chunks: &mut ChunkCache);
+
+    /// Readable when frames have arrived; `None` for a twin that cannot be waited on.
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Counters since the socket was made.
+    fn counters(&self) -> NicRxCounters;
+}
+
+/// Sending side of one NIC queue; any worker may hold it for a burst, by try-lock.
+pub trait NicTx: Send {
+    /// Takes whole frames from the front of `frames` as long as the ring has room; returns how many it took.
+    /// Nothing moves before [`NicTx::flush`].
+    fn send(&mut self, frames: &mut std::collections::VecDeque<Frame>) -> usize;
+
+    /// Tells the kernel to send what was queued, if it needs telling. Errors are counted, not returned.
+    fn flush(&mut self);
+
+    /// Takes sent chunks back into the cache; returns how many.
+    fn reap(&mut self, chunks: &mut ChunkCache) -> usize;
+
+    /// Chunks handed to the kernel and not yet completed.
+    fn in_flight(&self) -> usize;
+
+    /// Counters since the socket was made.
+    fn counters(&self) -> NicTxCounters;
+}
+
+/// Counters of a NIC queue's receiving side.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct NicRxCounters {
+    /// Frames received.
+    pub frames: u64,
+    /// Bytes received.
+    pub bytes: u64,
+    /// Frames the kernel dropped because the RX ring was full or no chunk was offered (XDP_STATISTICS).
+    pub kernel_dropped: u64,
+    /// Frames of more segments than a frame may have.
+    pub too_long: u64,
+}
+
+/// Counters of a NIC queue's sending side.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct NicTxCounters {
+    /// Frames put on the ring.
+    pub frames: u64,
+    /// Bytes put on the ring.
+    pub bytes: u64,
+    /// Kicks that the kernel answered with an error other than "try again" (the interface down, a frame dropped).
+    pub kick_errors: u64,
+    /// Descriptors the kernel called invalid (XDP_STATISTICS).
+    pub kernel_invalid: u64,
+    /// Kicks (system calls) made.
+    pub kicks: u64,
+}

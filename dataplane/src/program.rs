@@ -1,0 +1,1 @@
+//! The XDP program: loading, attaching, and its maps.

@@ -1,0 +1,1 @@
+//! AF_XDP: the kernel interface, rings, UMEM registration and sockets.

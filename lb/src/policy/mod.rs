@@ -1,0 +1,1 @@
+//! How a new session gets its NIC.

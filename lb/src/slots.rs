@@ -1,0 +1,1 @@
+//! The slot table: exact weighted quotas and fallbacks.
