@@ -522,3 +522,6 @@ fn ring_addrs(flags: u32, addrs: RingAddrs) -> Result<(), Refusal> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;
