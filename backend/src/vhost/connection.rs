@@ -93,7 +93,7 @@ impl Connection {
 
     /// Receives once; `false` when nothing was there.
     fn receive(&mut self) -> Result<bool, Fault> {
-        // Room for the most fds that a message may bring: the kernel drops any more itself and says so. What was
+        // Room for the most fds that a message may bring: the kernel drops what does not fit and says so. What was
         // received is closed when the buffer is dropped, unless it was taken out.
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);

@@ -78,7 +78,7 @@ pub enum Fault {
     /// Fds came with a byte that is not the first one of a message.
     #[error("file descriptors came {offset} bytes into a message instead of with its first byte")]
     FdsMidMessage {
-        /// Bytes of the message that came before them.
+        /// Bytes of the message that were received before the read that brought them.
         offset: usize,
     },
     /// A field has a value that the request's format does not allow.
