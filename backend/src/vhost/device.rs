@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVringAddrFlags};
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vnic_dataplane::memory::guest::{GuestMemory, GuestMemoryError, RegionSpec};
 use vnic_dataplane::virtq::RingSpec;
 
@@ -10,13 +10,10 @@ use super::fault::{Fault, Refusal};
 use super::features::{self, MAX_MEM_SLOTS};
 use super::message::{Code, Message, Reply, Request};
 use super::regions;
-use super::vring::{RingAddrs, RingView, Vring};
+use super::vring::{self, RingView, Vring};
 
 /// Most queue pairs of a port: the kick, call and error messages have 8 bits for a ring's index.
 pub const MAX_QUEUE_PAIRS: u16 = 128;
-
-/// Largest ring (virtio 1.2, 2.7).
-const MAX_RING_SIZE: u32 = 32768;
 
 /// Refusals of one connection that are worth a warning; a front-end must not be able to fill the log.
 const WARNINGS: u32 = 8;
@@ -281,19 +278,19 @@ impl<M: MapMemory> Device<M> {
             }
             Request::SetVringNum { ring, size } => {
                 self.vring(ring)?;
-                ring_size(size).map(drop)
+                vring::checked_size(size).map(drop)
             }
             Request::SetVringAddr { ring, flags, addrs } => {
                 self.vring(ring)?;
-                ring_addrs(flags, addrs)
+                vring::checked_addrs(flags, addrs)
             }
             Request::SetVringBase { ring, base } => {
                 self.vring(ring)?;
-                ring_base(base).map(drop)
+                vring::checked_base(base).map(drop)
             }
             Request::SetVringEnable { ring, value } => {
                 self.vring(ring)?;
-                ring_enable(value).map(drop)
+                vring::checked_enable(value).map(drop)
             }
             Request::GetVringBase { ring }
             | Request::SetVringKick { ring, .. }
@@ -383,10 +380,12 @@ impl<M: MapMemory> Device<M> {
             } => {
                 self.remap(regions::without(&self.regions, guest_addr, user_addr, size)?)?;
             }
-            Request::SetVringNum { ring, size } => self.vring_mut(ring)?.size = ring_size(size)?,
+            Request::SetVringNum { ring, size } => self.vring_mut(ring)?.size = vring::checked_size(size)?,
             Request::SetVringAddr { ring, addrs, .. } => self.vring_mut(ring)?.addrs = Some(addrs),
-            Request::SetVringBase { ring, base } => self.vring_mut(ring)?.base = ring_base(base)?,
-            Request::SetVringEnable { ring, value } => self.vring_mut(ring)?.enabled = ring_enable(value)?,
+            Request::SetVringBase { ring, base } => self.vring_mut(ring)?.base = vring::checked_base(base)?,
+            Request::SetVringEnable { ring, value } => {
+                self.vring_mut(ring)?.enabled = vring::checked_enable(value)?
+            }
             Request::GetVringBase { ring } => {
                 // Stopped, not reset: size, addresses, enabled and call fd stay. The kick fd goes: the ring starts again
                 // by being given one.
@@ -483,43 +482,6 @@ fn offered(bits: u64, offer: u64) -> Result<(), Refusal> {
     match bits & !offer {
         0 => Ok(()),
         extra => Err(Refusal::Features { extra }),
-    }
-}
-
-fn ring_size(size: u32) -> Result<u16, Refusal> {
-    match u16::try_from(size) {
-        Ok(valid) if size.is_power_of_two() && size <= MAX_RING_SIZE => Ok(valid),
-        _ => Err(Refusal::QueueSize { size }),
-    }
-}
-
-fn ring_base(base: u32) -> Result<u16, Refusal> {
-    u16::try_from(base).map_err(|_| Refusal::Base { base })
-}
-
-fn ring_enable(value: u32) -> Result<bool, Refusal> {
-    match value {
-        0 => Ok(false),
-        1 => Ok(true),
-        _ => Err(Refusal::Enable { value }),
-    }
-}
-
-/// Alignments of virtio 1.2, 2.7. They hold for user addresses too: regions are made of whole pages.
-fn ring_addrs(flags: u32, addrs: RingAddrs) -> Result<(), Refusal> {
-    // VHOST_VRING_F_LOG is the only flag there is, and the dirty log is not offered.
-    const _: () = assert!(VhostUserVringAddrFlags::all().bits() == 1);
-    if flags != 0 {
-        return Err(Refusal::VringFlags { flags });
-    }
-    let parts = [
-        ("descriptor table", addrs.desc, 16),
-        ("available ring", addrs.avail, 2),
-        ("used ring", addrs.used, 4),
-    ];
-    match parts.into_iter().find(|(_, addr, align)| addr % align != 0) {
-        Some((part, addr, align)) => Err(Refusal::Misaligned { part, addr, align }),
-        None => Ok(()),
     }
 }
 

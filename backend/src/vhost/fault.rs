@@ -1,5 +1,6 @@
 //! What can go wrong on a connection, named by request and cause.
 
+use std::error::Error;
 use std::io;
 
 use vnic_dataplane::memory::guest::GuestMemoryError;
@@ -206,6 +207,17 @@ pub enum Refusal {
         guest_addr: u64,
     },
     /// The memory could not be mapped.
-    #[error("gives memory that cannot be used: {0}")]
+    #[error("gives memory that cannot be used: {}", with_sources(.0))]
     Map(GuestMemoryError),
+}
+
+/// An error and what caused it, in one line: a refusal is itself a part of a sentence.
+fn with_sources(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
 }

@@ -6,7 +6,13 @@
 
 use std::sync::Arc;
 
+use vhost::vhost_user::message::VhostUserVringAddrFlags;
 use vmm_sys_util::eventfd::EventFd;
+
+use super::fault::Refusal;
+
+/// Largest ring (virtio 1.2, 2.7).
+const MAX_RING_SIZE: u32 = 32768;
 
 /// Where the parts of a ring are, in the front-end's (user) addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,4 +72,41 @@ pub struct RingView<'a> {
     pub err: Option<Arc<EventFd>>,
     /// Acknowledged features.
     pub features: u64,
+}
+
+pub(super) fn checked_size(size: u32) -> Result<u16, Refusal> {
+    match u16::try_from(size) {
+        Ok(valid) if size.is_power_of_two() && size <= MAX_RING_SIZE => Ok(valid),
+        _ => Err(Refusal::QueueSize { size }),
+    }
+}
+
+pub(super) fn checked_base(base: u32) -> Result<u16, Refusal> {
+    u16::try_from(base).map_err(|_| Refusal::Base { base })
+}
+
+pub(super) fn checked_enable(value: u32) -> Result<bool, Refusal> {
+    match value {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(Refusal::Enable { value }),
+    }
+}
+
+/// Alignments of virtio 1.2, 2.7. They hold for user addresses too: regions are made of whole pages.
+pub(super) fn checked_addrs(flags: u32, addrs: RingAddrs) -> Result<(), Refusal> {
+    // VHOST_VRING_F_LOG is the only flag there is, and the dirty log is not offered.
+    const _: () = assert!(VhostUserVringAddrFlags::all().bits() == 1);
+    if flags != 0 {
+        return Err(Refusal::VringFlags { flags });
+    }
+    let parts = [
+        ("descriptor table", addrs.desc, 16),
+        ("available ring", addrs.avail, 2),
+        ("used ring", addrs.used, 4),
+    ];
+    match parts.into_iter().find(|(_, addr, align)| addr % align != 0) {
+        Some((part, addr, align)) => Err(Refusal::Misaligned { part, addr, align }),
+        None => Ok(()),
+    }
 }

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use vhost::vhost_user::message::FrontendReq as R;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::super::vring::RingAddrs;
 use super::*;
 
 const NO_MEMORY_AT: u64 = 0xbad000;
