@@ -28,11 +28,12 @@ pub const OFFERED: u64 = VERSION_1 | MRG_RXBUF | MQ | INDIRECT_DESC | EVENT_IDX 
 
 /// The answer to GET_PROTOCOL_FEATURES.
 ///
-/// CONFIG is left out on purpose: QEMU's net front-end keeps the configuration space itself and only warns about the bit,
-/// and Cloud Hypervisor falls back to its own, so a copy here would be one more thing to keep true.
+/// CONFIG is left out on purpose: QEMU's net front-end keeps the configuration space itself and warns about the bit, and
+/// there is nothing in the space yet that a front-end would not know better. Offering it later is allowed, taking it back
+/// is not.
 pub const OFFERED_PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
 
-/// The answer to GET_MAX_MEM_SLOTS: as many as the vhost-user back-ends that guests migrate from offer.
+/// The answer to GET_MAX_MEM_SLOTS: as many as KVM long had for a guest, so no front-end needs more.
 pub const MAX_MEM_SLOTS: usize = 509;

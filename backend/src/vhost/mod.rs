@@ -2,16 +2,14 @@
 //!
 //! Three layers, each usable without the one above it:
 //!
-//! - [`message`]: bytes and fds to a checked [`Message`](message::Message), and a [`Reply`](message::Reply) to bytes. Pure.
+//! - [`message`]: bytes and fds to a checked [`Message`], and a [`Reply`] to bytes. Pure.
 //! - [`connection`]: one Unix socket, never blocking: keeps half messages, hands fds to the message they came with, buffers
 //!   replies.
 //! - [`device`]: what the messages mean: features, memory, the state of each ring ([`vring`]). No I/O but mapping memory. It
-//!   never touches a running ring: where a request would, it says [`Step::Quiesce`](device::Step::Quiesce) and waits for
-//!   [`Device::complete`](device::Device::complete).
+//!   never touches a running ring: where a request would, it says [`Step::Quiesce`] and waits for [`Device::complete`].
 //!
-//! A caller polls a [`Connection`](connection::Connection) for a message, hands it to
-//! [`Device::handle`](device::Device::handle), stops and restarts rings as the answer asks, and sends the reply. Any
-//! [`Fault`](fault::Fault) ends the connection and nothing else.
+//! A caller polls a [`Connection`] for a message, hands it to [`Device::handle`], stops and restarts rings as the answer
+//! asks, and sends the reply. Any [`Fault`] ends the connection and nothing else.
 //!
 //! # Why not a ready-made handler
 //!
