@@ -1,0 +1,39 @@
+//! What is offered to a front-end.
+//!
+//! Neither set may shrink from one version or configuration to the next: a guest that negotiated a feature keeps it across
+//! a reconnect and a live migration, and front-ends refuse a back-end that offers less than before. So nothing here depends
+//! on how many queues a port has: VIRTIO_NET_F_MQ is offered even by a port with a single queue pair, and the number of
+//! pairs is told by GET_QUEUE_NUM alone.
+
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+/// VIRTIO_F_VERSION_1, as a mask.
+pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+/// VIRTIO_NET_F_MRG_RXBUF, as a mask.
+pub const MRG_RXBUF: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
+/// VIRTIO_NET_F_MQ, as a mask.
+pub const MQ: u64 = 1 << VIRTIO_NET_F_MQ;
+/// VIRTIO_RING_F_INDIRECT_DESC, as a mask.
+pub const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
+/// VIRTIO_RING_F_EVENT_IDX, as a mask.
+pub const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+/// VHOST_USER_F_PROTOCOL_FEATURES (bit 30), as a mask. Never reaches the guest.
+pub const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+
+/// The answer to GET_FEATURES.
+pub const OFFERED: u64 = VERSION_1 | MRG_RXBUF | MQ | INDIRECT_DESC | EVENT_IDX | PROTOCOL_FEATURES;
+
+/// The answer to GET_PROTOCOL_FEATURES.
+///
+/// CONFIG is left out on purpose: QEMU's net front-end keeps the configuration space itself and warns about the bit, and
+/// there is nothing in the space yet that a front-end would not know better. Offering it later is allowed, taking it back
+/// is not.
+pub const OFFERED_PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+    .union(VhostUserProtocolFeatures::REPLY_ACK)
+    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
+
+/// The answer to GET_MAX_MEM_SLOTS: as many as KVM long had for a guest, so no front-end needs more.
+pub const MAX_MEM_SLOTS: usize = 509;
