@@ -214,7 +214,7 @@ fn bad_command_lines_say_what_why_and_what_to_do() {
         ),
         (
             &["--socket-path", "", "--nic", "e0"],
-            &["path of port `port0` is empty"],
+            &["--socket-path <PATH>", "a value is required"],
         ),
         (
             &["--socket-path", "/s", "--nic", "e0", "--control", "/s"],
