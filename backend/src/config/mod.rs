@@ -1,1 +1,272 @@
-//! config
+//! What the operator asked for: the command line, the environment and the TOML file, merged and checked.
+//!
+//! [`from_args`] is the one way in. A [`Config`] that it returns has passed every check that needs no look at the
+//! host; what the host says about NICs and privileges is checked by [`crate::host`].
+//!
+//! Precedence, per option: the command line, then the environment (`LB_ALGORITHM` only), then the file, then the
+//! default. Ports and NICs are lists: one `--port`, `--socket-path` or `--fd` on the command line replaces all the
+//! file's ports, and one `--nic` all the file's NICs.
+
+mod check;
+mod cli;
+mod error;
+mod file;
+mod options;
+mod raw;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use vnic_lb::mac::Mac;
+
+pub use error::ConfigError;
+
+/// Where the control socket is unless `--control` says otherwise.
+pub const DEFAULT_CONTROL: &str = "/run/vnic/control.sock";
+/// Where state that outlives the daemon is kept unless `--state-dir` says otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/vnic";
+/// Sessions that the table holds unless `--sessions` says otherwise (about 21 MiB).
+pub const DEFAULT_SESSIONS: usize = 262_144;
+/// Most queue pairs of a port, and what a port offers unless `queues=` says otherwise.
+pub const MAX_QUEUE_PAIRS: u16 = 8;
+/// Most ports of one daemon.
+pub const MAX_PORTS: usize = 64;
+/// Most workers.
+pub const MAX_WORKERS: usize = 64;
+
+/// Everything that the daemon was asked to do, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// At least one, names, sockets and MACs all different.
+    pub ports: Vec<PortConfig>,
+    /// At most [`vnic_lb::MAX_NICS`]; none is a local switch between the ports.
+    pub nics: Vec<NicConfig>,
+    /// Always there with two or more NICs.
+    pub topology: Option<Topology>,
+    /// Which NIC a new session gets.
+    pub lb: Algorithm,
+    /// How workers wait.
+    pub poll: PollMode,
+    /// Datapath threads, 1 to [`MAX_WORKERS`].
+    pub workers: usize,
+    /// CPU of each worker, in order: as many as workers, or empty (workers are not pinned then).
+    pub cpus: Vec<usize>,
+    /// Path of the control socket.
+    pub control: PathBuf,
+    /// Folder of the hash key.
+    pub state_dir: PathBuf,
+    /// Sessions that the table can hold.
+    pub sessions: usize,
+    /// Chunks (4096 bytes) of frame memory; `None`: the daemon computes what its rings need.
+    pub frames: Option<u32>,
+    /// Drive even the NIC that carries the host's default route.
+    pub allow_default_route_nic: bool,
+}
+
+/// One guest vNIC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortConfig {
+    /// Unique, `[A-Za-z0-9_.-]{1,32}`.
+    pub name: String,
+    /// Where the front-end comes in.
+    pub endpoint: Endpoint,
+    /// The guest's MAC; `None`: learned from the first acceptable source address.
+    pub mac: Option<Mac>,
+    /// Most queue pairs that the guest may use, 1 to [`MAX_QUEUE_PAIRS`].
+    pub queue_pairs: u16,
+}
+
+/// How a port is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// Path of a Unix socket to listen on.
+    Socket(PathBuf),
+    /// A descriptor that the parent process left open: see [`crate::host::activation`].
+    Fd(RawFd),
+}
+
+/// One uplink.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NicConfig {
+    /// Name of the host interface.
+    pub ifname: String,
+    /// Stable id that slots and pins are keyed by; the interface's name unless `id=` was given.
+    pub id: String,
+    /// Queues to drive; `None`: all that the interface has.
+    pub queues: Option<u32>,
+    /// Whether the driver must not copy.
+    pub zerocopy: ZeroCopy,
+    /// How the XDP program is attached.
+    pub attach: AttachMode,
+    /// Relative share of new sessions; 0 drains.
+    pub weight: u32,
+}
+
+/// A setting with a fixed list of words, the same on the command line and in the file.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($(#[$vdoc])* $variant,)+ }
+
+        impl $name {
+            /// Every word that is accepted.
+            pub const WORDS: &'static [&'static str] = &[$($word),+];
+
+            /// The word that stands for it, in options, files and reports.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+
+            /// The meaning of a word, `None` for one that is not in [`Self::WORDS`].
+            #[must_use]
+            pub fn from_word(word: &str) -> Option<Self> {
+                match word { $($word => Some(Self::$variant),)+ _ => None }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                out.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+words! {
+    /// What the NICs are plugged into; decides what may be balanced.
+    Topology {
+        /// One link aggregation group (static or LACP, MLAG, or ECMP towards the guest).
+        Lag = "lag",
+    }
+}
+
+words! {
+    /// Which NIC a new session gets.
+    Algorithm {
+        /// By consistent hash of the session key.
+        Hash = "hash",
+    }
+}
+
+words! {
+    /// How a worker waits when it finds nothing to do.
+    PollMode {
+        /// It never sleeps: lowest latency, a whole core.
+        Busy = "busy",
+        /// It spins a little, then arms notifications and sleeps.
+        Adaptive = "adaptive",
+    }
+}
+
+words! {
+    /// Whether AF_XDP sockets must be bound without copying.
+    ZeroCopy {
+        /// Where the driver can, else copy.
+        Auto = "auto",
+        /// Fail when the driver cannot.
+        Require = "require",
+        /// Always copy.
+        Off = "off",
+    }
+}
+
+words! {
+    /// Where the XDP program runs.
+    AttachMode {
+        /// In the driver where it can, else generic.
+        Auto = "auto",
+        /// In the driver, or fail.
+        Native = "native",
+        /// Generic (after the socket buffer is made).
+        Skb = "skb",
+    }
+}
+
+/// What a command line asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Serve.
+    Run(Box<Config>),
+    /// Print [`capabilities_json`] and exit with 0, doing nothing else.
+    PrintCapabilities,
+}
+
+/// Why there is no [`Action`].
+#[derive(Debug, thiserror::Error)]
+pub enum ArgsError {
+    /// `--help`, `--version`, or arguments that clap refused.
+    #[error("{0}")]
+    Clap(#[from] clap::Error),
+    /// A file or a combination of options that was refused.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+impl ArgsError {
+    /// Prints the help, the version or the error where it belongs, and gives the exit code: 0 for help and version, 2 for
+    /// everything else.
+    #[must_use]
+    pub fn report(&self) -> ExitCode {
+        match self {
+            ArgsError::Clap(error) => {
+                // Nothing can be done when stderr is closed.
+                let _ = error.print();
+                u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+            }
+            ArgsError::Config(error) => {
+                eprintln!("vnicd: {error}");
+                ExitCode::from(2)
+            }
+        }
+    }
+}
+
+/// Reads the command line (the program's name first), the environment and, if one is named, the configuration file.
+pub fn from_args<I, T>(args: I) -> Result<Action, ArgsError>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    resolve(
+        args,
+        std::env::var("LB_ALGORITHM").ok().filter(|word| !word.is_empty()),
+    )
+}
+
+/// [`from_args`] with the environment passed in, so that tests need not change the process's own.
+fn resolve<I, T>(args: I, lb_algorithm: Option<String>) -> Result<Action, ArgsError>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    let cli = cli::Cli::try_parse_from(args)?;
+    if cli.print_capabilities {
+        return Ok(Action::PrintCapabilities);
+    }
+    let file = cli
+        .config
+        .as_deref()
+        .map(file::read)
+        .transpose()?
+        .unwrap_or_default();
+    let mut from_env = raw::Raw::default();
+    if let Some(word) = lb_algorithm {
+        from_env.lb = Some(raw::Given::new(word, "the environment variable LB_ALGORITHM"));
+    }
+    let raw = cli.into_raw()?.over(from_env).over(file);
+    Ok(Action::Run(Box::new(check::check(raw)?)))
+}
+
+/// The answer to `--print-capabilities`, as QEMU's `vhost-user.json` has it (`VHostUserBackendCapabilities`; a backend
+/// of type `net` has no optional features to name). One line without its end.
+#[must_use]
+pub fn capabilities_json() -> String {
+    serde_json::json!({ "type": "net" }).to_string()
+}

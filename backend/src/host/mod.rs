@@ -1,1 +1,9 @@
-//! host
+//! What the host has and allows: interfaces, carrier, privileges, sockets, inherited descriptors, kept state.
+
+pub mod activation;
+pub mod carrier;
+pub mod hash_key;
+pub mod interface;
+pub mod kernel;
+pub mod privileges;
+pub mod socket;

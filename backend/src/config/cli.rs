@@ -1,0 +1,161 @@
+//! The command line of `vnicd`.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use super::error::ConfigError;
+use super::options;
+use super::raw::{Given, Raw};
+
+const EXAMPLES: &str = "Examples:
+  One guest over two NICs in one link aggregation group:
+    vnicd --socket-path /run/vnic/vm.sock --nic eth1 --nic eth2 --topology lag
+  Two guests, one with a fixed MAC, over one NIC:
+    vnicd --port name=a,socket=/run/vnic/a.sock,mac=52:54:00:00:00:0a \\
+          --port name=b,socket=/run/vnic/b.sock --nic eth1
+  A local switch between two guests, without a NIC:
+    vnicd --port name=a,socket=/run/vnic/a.sock --port name=b,socket=/run/vnic/b.sock
+  QEMU's side of a port:
+    -object memory-backend-memfd,id=ram,size=1G,share=on -machine memory-backend=ram
+    -chardev socket,id=c0,path=/run/vnic/vm.sock -netdev vhost-user,id=n0,chardev=c0
+    -device virtio-net-pci,netdev=n0";
+
+/// vhost-user backend for virtio-net: connects guests to AF_XDP sockets on up to eight host NICs and balances their
+/// sessions over the NICs.
+#[derive(Debug, Parser)]
+#[command(name = "vnicd", version, after_help = EXAMPLES)]
+pub(super) struct Cli {
+    /// Unix socket of the only port, which is then named `port0`; its MAC is learned
+    ///
+    /// Excludes --fd and --port. Example: --socket-path /run/vnic/vm.sock
+    #[arg(long, value_name = "PATH", help_heading = "Ports")]
+    pub socket_path: Option<PathBuf>,
+
+    /// Inherited descriptor of the only port's socket, listening or connected
+    ///
+    /// The port is then named `port0`. Excludes --socket-path and --port. Example: --fd 3
+    #[arg(
+        long,
+        value_name = "FDNUM",
+        allow_hyphen_values = true,
+        help_heading = "Ports"
+    )]
+    pub fd: Option<i64>,
+
+    /// One port: name=NAME,socket=PATH[,mac=MAC][,queues=N]; may be repeated
+    ///
+    /// mac: the guest's address; without it, the first acceptable source address that the guest sends is learned and
+    /// kept. queues: the most queue pairs that the guest may use, 1 to 8 [default: 8].
+    /// Example: --port name=web,socket=/run/vnic/web.sock,mac=52:54:00:12:34:56,queues=2
+    #[arg(long = "port", value_name = "OPTIONS", help_heading = "Ports")]
+    pub ports: Vec<String>,
+
+    /// One host NIC: IF[,id=ID][,queues=N][,zerocopy=MODE][,attach=MODE][,weight=W]; may be repeated up to 8 times
+    ///
+    /// id: stable name that sessions are keyed by [default: the interface's name]. queues: receive queues to drive
+    /// [default: all]. zerocopy: auto, require or off [default: auto]. attach: auto, native or skb, how the XDP program is
+    /// attached [default: auto]. weight: relative share of new sessions, 0 to 10000, 0 takes none [default: 1].
+    /// Example: --nic eth1,id=left,zerocopy=require,weight=10
+    #[arg(long = "nic", value_name = "IF[,OPTIONS]", help_heading = "NICs")]
+    pub nics: Vec<String>,
+
+    /// What the NICs are plugged into; must be given with two or more NICs [possible values: lag]
+    ///
+    /// lag: one link aggregation group (static LAG, LACP, MLAG, or ECMP): sessions are balanced.
+    /// Example: --topology lag
+    #[arg(long, value_name = "TOPOLOGY", help_heading = "NICs")]
+    pub topology: Option<String>,
+
+    /// Which NIC a new session gets [possible values: hash] [default: hash] [env: LB_ALGORITHM]
+    ///
+    /// hash: by consistent hash of the session, the same again after a restart. Example: --lb hash
+    #[arg(long, value_name = "ALGORITHM", help_heading = "NICs")]
+    pub lb: Option<String>,
+
+    /// Drive the NIC of the host's default route, which is refused otherwise
+    #[arg(long, help_heading = "NICs")]
+    pub allow_default_route_nic: bool,
+
+    /// How workers wait: busy (a whole core each) or adaptive (they sleep when idle) [default: adaptive]
+    ///
+    /// Example: --poll busy
+    #[arg(long, value_name = "MODE", help_heading = "Workers")]
+    pub poll: Option<String>,
+
+    /// Datapath threads, 1 to 64 [default: one for each CPU of --cpus, else 1]
+    ///
+    /// Example: --workers 2
+    #[arg(long, value_name = "N", allow_hyphen_values = true, help_heading = "Workers")]
+    pub workers: Option<i64>,
+
+    /// CPUs that workers are pinned to, one each, in order [default: not pinned]
+    ///
+    /// Example: --cpus 0,2-3
+    #[arg(long, value_name = "LIST", help_heading = "Workers")]
+    pub cpus: Option<String>,
+
+    /// Sessions that the table holds, 1024 to 16777216; memory is taken at start, about 81 bytes each [default: 262144]
+    ///
+    /// Example: --sessions 1048576
+    #[arg(long, value_name = "N", allow_hyphen_values = true, help_heading = "Memory")]
+    pub sessions: Option<i64>,
+
+    /// Frame memory in chunks of 4096 bytes, 1024 to 4194304 [default: computed from the NICs' queues and the ports]
+    ///
+    /// Example: --frames 65536
+    #[arg(long, value_name = "N", allow_hyphen_values = true, help_heading = "Memory")]
+    pub frames: Option<i64>,
+
+    /// Unix socket for `vnic` and other tools [default: /run/vnic/control.sock]
+    #[arg(long, value_name = "PATH", help_heading = "Daemon")]
+    pub control: Option<PathBuf>,
+
+    /// Folder for what outlives the daemon, such as the key of the session hash [default: /var/lib/vnic]
+    #[arg(long, value_name = "DIR", help_heading = "Daemon")]
+    pub state_dir: Option<PathBuf>,
+
+    /// TOML file with the same names as these options; the command line wins
+    ///
+    /// Ports are tables [[port]] (name, socket, mac, queues) and NICs tables [[nic]] (name, id, queues, zerocopy, attach,
+    /// weight). A port or a NIC on the command line replaces all of the file's. Example: --config /etc/vnic/vnicd.toml
+    #[arg(long, value_name = "FILE", help_heading = "Daemon")]
+    pub config: Option<PathBuf>,
+
+    /// Print what this backend can do, as JSON for QEMU's tools, and exit
+    #[arg(long, help_heading = "Daemon")]
+    pub print_capabilities: bool,
+}
+
+impl Cli {
+    /// Takes the `key=value` lists apart.
+    pub fn into_raw(self) -> Result<Raw, ConfigError> {
+        fn given<T>(value: Option<T>, option: &str) -> Option<Given<T>> {
+            value.map(|value| Given::new(value, format!("`{option}`")))
+        }
+        Ok(Raw {
+            socket_path: given(self.socket_path, "--socket-path"),
+            fd: given(self.fd, "--fd"),
+            ports: self
+                .ports
+                .iter()
+                .map(|text| options::port(text))
+                .collect::<Result<_, _>>()?,
+            nics: self
+                .nics
+                .iter()
+                .map(|text| options::nic(text))
+                .collect::<Result<_, _>>()?,
+            topology: given(self.topology, "--topology"),
+            lb: given(self.lb, "--lb"),
+            poll: given(self.poll, "--poll"),
+            workers: given(self.workers, "--workers"),
+            cpus: given(self.cpus, "--cpus"),
+            control: given(self.control, "--control"),
+            state_dir: given(self.state_dir, "--state-dir"),
+            sessions: given(self.sessions, "--sessions"),
+            frames: given(self.frames, "--frames"),
+            allow_default_route_nic: self.allow_default_route_nic.then_some(true),
+        })
+    }
+}

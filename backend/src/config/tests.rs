@@ -1,0 +1,519 @@
+//! Bad inputs with the words that each must be told with, precedence, and defaults.
+
+use std::path::Path;
+
+use super::*;
+
+fn run(args: &[&str]) -> Result<Config, ArgsError> {
+    run_with_env(args, None)
+}
+
+fn run_with_env(args: &[&str], lb_algorithm: Option<&str>) -> Result<Config, ArgsError> {
+    let args = std::iter::once("vnicd").chain(args.iter().copied());
+    match resolve(args, lb_algorithm.map(str::to_owned))? {
+        Action::Run(config) => Ok(*config),
+        Action::PrintCapabilities => panic!("nobody asked for the capabilities"),
+    }
+}
+
+fn run_file(text: &str, args: &[&str]) -> Result<Config, ArgsError> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let mut all = vec!["--config", file.path().to_str().unwrap()];
+    all.extend(args);
+    run(&all)
+}
+
+#[track_caller]
+fn refused(result: Result<Config, ArgsError>, fragments: &[&str]) {
+    let message = result.expect_err("this must be refused").to_string();
+    for fragment in fragments {
+        assert!(
+            message.contains(fragment),
+            "`{fragment}` is missing in: {message}"
+        );
+    }
+}
+
+const PORT: &str = "name=a,socket=/run/vnic/a.sock";
+
+#[test]
+fn bad_command_lines_say_what_why_and_what_to_do() {
+    let long = format!("/run/{}", "x".repeat(103));
+    let nine: Vec<String> = (0..9)
+        .flat_map(|n| ["--nic".to_owned(), format!("eth{n}")])
+        .collect();
+    let nine: Vec<&str> = nine.iter().map(String::as_str).collect();
+    let cases: &[(&[&str], &[&str])] = &[
+        (&[], &["no port", "--socket-path /run/vnic/vm.sock"]),
+        (
+            &["--socket-path", "/s", "--fd", "3"],
+            &["--socket-path", "--fd", "exclude each other"],
+        ),
+        (
+            &["--socket-path", "/s", "--port", PORT],
+            &["--socket-path", "--port", "name=NAME,socket=PATH"],
+        ),
+        (
+            &["--fd", "3", "--port", PORT],
+            &["--fd", "--port", "exclude each other"],
+        ),
+        (
+            &["--fd", "2", "--nic", "e"],
+            &["2 for `--fd` is out of range", "3 to"],
+        ),
+        (&["--fd", "-1", "--nic", "e"], &["-1 for `--fd` is out of range"]),
+        (&["--socket-path", "/s"], &["one port and no NIC", "--nic IF"]),
+        (
+            &["--socket-path", "/s", "--nic", "e0", "--nic", "e1"],
+            &["2 NICs need `--topology`", "--topology lag"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "e0", "--topology", "ring"],
+            &["`ring`", "`--topology`", "give lag"],
+        ),
+        (
+            &[
+                "--socket-path",
+                "/s",
+                "--nic",
+                "e0",
+                "--nic",
+                "e0",
+                "--topology",
+                "lag",
+            ],
+            &["NIC e0 is given twice"],
+        ),
+        (
+            &[
+                "--socket-path",
+                "/s",
+                "--nic",
+                "e0,id=x",
+                "--nic",
+                "e1,id=x",
+                "--topology",
+                "lag",
+            ],
+            &["e0 and e1", "same id `x`", "id="],
+        ),
+        (
+            &[
+                "--socket-path",
+                "/s",
+                "--nic",
+                "e0",
+                "--nic",
+                "e1,id=e0",
+                "--topology",
+                "lag",
+            ],
+            &["same id `e0`"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "e0,weight=0"],
+            &["weight 0", "1 or more"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "e0,weight=10001"],
+            &["10001 for `weight`", "0 to 10000"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "e0,queues=0"],
+            &["0 for `queues`", "--nic e0,queues=0", "1 to 256"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "e0,qeues=2"],
+            &["unknown key `qeues`", "--nic e0,qeues=2", "id, queues"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "e0,zerocopy=yes"],
+            &["`yes`", "`zerocopy`", "auto, require, off"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "e0,attach=hw"],
+            &["`hw`", "`attach`", "auto, native, skb"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "id=x"],
+            &["gives no interface", "--nic eth1,weight=2"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "../../x"],
+            &["`../../x`", "name of an interface"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "an-interface-name"],
+            &["1 to 15 bytes"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "e0,id=a/b"],
+            &["`a/b`", "id of a NIC"],
+        ),
+        (&["--port", PORT, "--port", PORT], &["two ports are named `a`"]),
+        (
+            &["--port", PORT, "--port", "name=b,socket=/run/vnic/a.sock"],
+            &["`a` and `b`", "same socket /run/vnic/a.sock"],
+        ),
+        (
+            &[
+                "--port",
+                "name=a,socket=/a,mac=52:54:00:00:00:01",
+                "--port",
+                "name=b,socket=/b,mac=52:54:00:00:00:01",
+            ],
+            &["`a` and `b`", "same MAC 52:54:00:00:00:01"],
+        ),
+        (
+            &["--port", "name=a,socket=/a,mac=52:54:00"],
+            &["--port name=a", "`52:54:00` is not a MAC address"],
+        ),
+        (
+            &["--port", "name=a,socket=/a,mac=01:00:5e:00:00:01"],
+            &["01:00:5e:00:00:01", "multicast"],
+        ),
+        (
+            &["--port", "name=a,socket=/a,mac=ff:ff:ff:ff:ff:ff"],
+            &["broadcast"],
+        ),
+        (
+            &["--port", "name=a,socket=/a,mac=00:00:00:00:00:00"],
+            &["all zero", "52:54:00:12:34:56"],
+        ),
+        (
+            &["--port", "name=a,socket=/a,queues=9"],
+            &["9 for `queues`", "1 to 8"],
+        ),
+        (
+            &["--port", "name=a,socket=/a,queues=two"],
+            &["`two`", "`queues`", "not a whole number"],
+        ),
+        (
+            &["--port", "name=a,socket=/a,queue=2"],
+            &[
+                "unknown key `queue`",
+                "--port name=a",
+                "name, socket, mac, queues",
+            ],
+        ),
+        (&["--port", "name=a,name=b,socket=/a"], &["`name` is given twice"]),
+        (&["--port", "name=a,/a"], &["`/a`", "not KEY=VALUE"]),
+        (&["--port", "socket=/a"], &["has no `name`", "name=vm"]),
+        (
+            &["--port", "name=a"],
+            &["has no `socket`", "socket=/run/vnic/vm.sock"],
+        ),
+        (
+            &["--port", "name=a b,socket=/a"],
+            &["`a b`", "name of a port", "1 to 32"],
+        ),
+        (
+            &["--socket-path", &long, "--nic", "e0"],
+            &["108 bytes", "at most 107", "port `port0`"],
+        ),
+        (
+            &["--socket-path", "", "--nic", "e0"],
+            &["--socket-path <PATH>", "a value is required"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "e0", "--control", "/s"],
+            &["port `port0`", "control socket", "/s"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "e0", "--workers", "0"],
+            &["0 for `--workers`", "1 to 64"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "e0", "--cpus", "1-"],
+            &["`1-`", "not a list of CPUs", "0,2-3"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "e0", "--cpus", "3-1"],
+            &["not a list of CPUs"],
+        ),
+        (
+            &[
+                "--socket-path",
+                "/s",
+                "--nic",
+                "e0",
+                "--cpus",
+                "99999999999999999999",
+            ],
+            &["not a list of CPUs"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "e0", "--cpus", "0,0-1"],
+            &["CPU 0 is named twice"],
+        ),
+        (
+            &[
+                "--socket-path",
+                "/s",
+                "--nic",
+                "e0",
+                "--cpus",
+                "0-1",
+                "--workers",
+                "1",
+            ],
+            &["1 workers and 2 CPUs"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "e0", "--sessions", "10"],
+            &["10 for `--sessions`", "1024 to 16777216"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "e0", "--frames", "1"],
+            &["1 for `--frames`", "1024 to 4194304"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "e0", "--poll", "lazy"],
+            &["`lazy`", "`--poll`", "busy, adaptive"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "e0", "--lb", "dice"],
+            &["`dice`", "`--lb`", "give hash"],
+        ),
+        (
+            &["--config", "/no/such/file.toml"],
+            &["/no/such/file.toml", "No such file"],
+        ),
+    ];
+    for (args, fragments) in cases {
+        refused(run(args), fragments);
+    }
+    let mut args = vec!["--socket-path", "/s", "--topology", "lag"];
+    args.extend(nine);
+    refused(run(&args), &["9 NICs", "at most 8", "leave 1 out"]);
+    refused(
+        run_with_env(&["--socket-path", "/s", "--nic", "e0"], Some("dice")),
+        &["`dice`", "LB_ALGORITHM", "give hash"],
+    );
+}
+
+#[test]
+fn a_bad_file_is_told_with_its_line_and_key() {
+    refused(
+        run_file("topology = 'lag'\nworkres = 2\n", &[]),
+        &[", line 2:", "`workres`", "`workers`"],
+    );
+    refused(
+        run_file(
+            "[[port]]\nname = 'a'\nsocket = '/a'\n\n[[nic]]\nname = 'e0'\nwieght = 2\n",
+            &[],
+        ),
+        &[", line 7:", "`wieght`", "`weight`"],
+    );
+    refused(run_file("workers = 'two'\n", &[]), &[", line 1:", "two"]);
+    refused(
+        run_file("socket-path = ''\n", &["--nic", "e0"]),
+        &["path of port `port0` is empty", "/run/vnic/vm.sock"],
+    );
+    refused(run_file("lb = \n", &[]), &[", line 1:"]);
+    refused(
+        run_file("[[nic]]\nweight = 1\n[[port]]\nname='a'\nsocket='/a'\n", &[]),
+        &["[[nic]] number 1", "`name`"],
+    );
+    refused(
+        run_file("[[port]]\nname='a'\nsocket='/a'\nqueues=-1\n", &[]),
+        &["-1 for `queues`", "[[port]] number 1"],
+    );
+    refused(
+        run_file("socket-path='/a'\nworkers = 65\n[[nic]]\nname='e0'\n", &[]),
+        &["65 for `workers` in "],
+    );
+}
+
+const FILE: &str = "
+topology = 'lag'
+poll = 'busy'
+workers = 2
+cpus = '0-1'
+sessions = 2048
+allow-default-route-nic = true
+[[port]]
+name = 'a'
+socket = '/a'
+mac = '52:54:00:00:00:0a'
+queues = 2
+[[port]]
+name = 'b'
+socket = '/b'
+[[nic]]
+name = 'e0'
+id = 'left'
+queues = 2
+zerocopy = 'require'
+attach = 'native'
+weight = 3
+[[nic]]
+name = 'e1'
+";
+
+#[test]
+fn a_file_alone_is_enough() {
+    let config = run_file(FILE, &[]).unwrap();
+    assert_eq!(config.ports.len(), 2);
+    assert_eq!(config.ports[0].mac, Some("52:54:00:00:00:0a".parse().unwrap()));
+    assert_eq!(
+        (config.ports[0].queue_pairs, config.ports[1].queue_pairs),
+        (2, MAX_QUEUE_PAIRS)
+    );
+    let left = NicConfig {
+        ifname: "e0".into(),
+        id: "left".into(),
+        queues: Some(2),
+        zerocopy: ZeroCopy::Require,
+        attach: AttachMode::Native,
+        weight: 3,
+    };
+    assert_eq!(config.nics[0], left);
+    assert_eq!((config.nics[1].id.as_str(), config.nics[1].weight), ("e1", 1));
+    assert_eq!(
+        (config.poll, config.workers, config.cpus),
+        (PollMode::Busy, 2, vec![0, 1])
+    );
+    assert_eq!((config.sessions, config.allow_default_route_nic), (2048, true));
+    assert_eq!(config.topology, Some(Topology::Lag));
+}
+
+#[test]
+fn the_command_line_wins_over_the_file() {
+    let args = [
+        "--poll",
+        "adaptive",
+        "--workers",
+        "1",
+        "--cpus",
+        "7",
+        "--socket-path",
+        "/c",
+        "--nic",
+        "e9",
+        "--sessions",
+        "4096",
+        "--control",
+        "/ctl",
+        "--state-dir",
+        "/state",
+        "--frames",
+        "2048",
+    ];
+    let config = run_file(FILE, &args).unwrap();
+    let only = PortConfig {
+        name: "port0".into(),
+        endpoint: Endpoint::Socket("/c".into()),
+        mac: None,
+        queue_pairs: MAX_QUEUE_PAIRS,
+    };
+    assert_eq!(config.ports, [only]);
+    assert_eq!(
+        config
+            .nics
+            .iter()
+            .map(|nic| nic.ifname.as_str())
+            .collect::<Vec<_>>(),
+        ["e9"]
+    );
+    assert_eq!(
+        (config.poll, config.workers, config.cpus),
+        (PollMode::Adaptive, 1, vec![7])
+    );
+    assert_eq!((config.sessions, config.frames), (4096, Some(2048)));
+    assert_eq!(
+        (config.control, config.state_dir),
+        ("/ctl".into(), "/state".into())
+    );
+    assert_eq!(
+        config.topology,
+        Some(Topology::Lag),
+        "what the command line leaves out stays as in the file"
+    );
+}
+
+#[test]
+fn the_environment_stands_between_command_line_and_file() {
+    let args = ["--socket-path", "/s", "--nic", "e0"];
+    assert_eq!(run_with_env(&args, Some("hash")).unwrap().lb, Algorithm::Hash);
+    let mut with_option = args.to_vec();
+    with_option.extend(["--lb", "hash"]);
+    assert_eq!(
+        run_with_env(&with_option, Some("dice")).unwrap().lb,
+        Algorithm::Hash
+    );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "lb = 'dice'\n").unwrap();
+    let mut with_file = args.to_vec();
+    with_file.extend(["--config", file.path().to_str().unwrap()]);
+    assert_eq!(
+        run_with_env(&with_file, Some("hash")).unwrap().lb,
+        Algorithm::Hash
+    );
+}
+
+#[test]
+fn defaults_and_short_forms() {
+    let config = run(&["--fd", "3", "--nic", "eth1"]).unwrap();
+    assert_eq!(config.ports[0].name, "port0");
+    assert_eq!(config.ports[0].endpoint, Endpoint::Fd(3));
+    assert_eq!(
+        (config.lb, config.poll, config.workers),
+        (Algorithm::Hash, PollMode::Adaptive, 1)
+    );
+    assert_eq!(
+        (config.sessions, config.frames, config.topology),
+        (DEFAULT_SESSIONS, None, None)
+    );
+    assert_eq!(config.control, Path::new(DEFAULT_CONTROL));
+    assert_eq!(config.state_dir, Path::new(DEFAULT_STATE_DIR));
+    assert!(config.cpus.is_empty() && !config.allow_default_route_nic);
+    let config = run(&["--fd", "3", "--nic", "eth1", "--cpus", "4,0-1"]).unwrap();
+    assert_eq!((config.workers, config.cpus), (3, vec![4, 0, 1]));
+    let config = run(&["--port", PORT, "--port", "name=b,socket=/b"]).unwrap();
+    assert!(config.nics.is_empty(), "a local switch needs no NIC");
+}
+
+#[test]
+fn capabilities_are_asked_for_and_printed() {
+    let action = resolve(["vnicd", "--print-capabilities"], None).unwrap();
+    assert_eq!(action, Action::PrintCapabilities);
+    let json: serde_json::Value = serde_json::from_str(&capabilities_json()).unwrap();
+    assert_eq!(json, serde_json::json!({ "type": "net" }));
+}
+
+#[test]
+fn help_succeeds_and_names_every_option() {
+    let Err(ArgsError::Clap(help)) = resolve(["vnicd", "--help"], None) else {
+        panic!("help is an early end")
+    };
+    assert_eq!(help.exit_code(), 0);
+    let text = help.to_string();
+    for option in [
+        "--socket-path",
+        "--fd",
+        "--port",
+        "--nic",
+        "--topology",
+        "--lb",
+        "--poll",
+        "--workers",
+        "--cpus",
+    ] {
+        assert!(text.contains(option), "{option}");
+    }
+    let Err(ArgsError::Clap(unknown)) = resolve(["vnicd", "--nics", "e0"], None) else {
+        panic!("no such option")
+    };
+    assert_eq!(unknown.exit_code(), 2);
+    assert!(unknown.to_string().contains("--nics") && unknown.to_string().contains("--nic"));
+}
+
+#[test]
+fn the_example_file_is_valid() {
+    let example = include_str!("../../../qemu/vnicd.example.toml");
+    let raw = file::parse(example, Path::new("vnicd.example.toml")).unwrap();
+    let config = check::check(raw).unwrap();
+    assert_eq!((config.ports.len(), config.nics.len()), (2, 2));
+}

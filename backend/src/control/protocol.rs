@@ -1,0 +1,251 @@
+//! Requests and answers: one JSON object a line, each way.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::report::SessionReport;
+
+/// Longest request line in bytes, without its end.
+pub const MAX_LINE: usize = 64 * 1024;
+/// Sessions listed unless `limit` says otherwise.
+pub const DEFAULT_SESSION_LIMIT: usize = 1000;
+
+/// What a client asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// [`super::report::StatusReport`]
+    Status,
+    /// [`super::report::StatsReport`]
+    Stats,
+    /// [`super::report::SessionsReport`]
+    Sessions {
+        /// Most sessions to list; 0 gives the count alone.
+        limit: usize,
+    },
+    /// [`super::report::NicsReport`]
+    Nics,
+    /// [`super::report::PortsReport`]
+    Ports,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope {
+    method: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    params: Option<Value>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SessionsParams {
+    #[serde(default = "default_session_limit")]
+    limit: usize,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoParams {}
+
+const fn default_session_limit() -> usize {
+    DEFAULT_SESSION_LIMIT
+}
+
+impl Request {
+    /// Every method's name.
+    pub const METHODS: &'static [&'static str] = &["status", "stats", "sessions", "nics", "ports"];
+
+    /// Reads one line (without its end).
+    pub fn parse(line: &[u8]) -> Result<Request, CallError> {
+        let envelope: Envelope = serde_json::from_slice(line).map_err(|error| {
+            CallError::new(ErrorCode::BadRequest, format!("this line is no request: {error}"))
+        })?;
+        let params = envelope
+            .params
+            .unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+        fn read<T: for<'de> Deserialize<'de>>(params: Value) -> Result<T, CallError> {
+            serde_json::from_value(params)
+                .map_err(|error| CallError::new(ErrorCode::BadParams, format!("bad `params`: {error}")))
+        }
+        let plain = |request| read::<NoParams>(params.clone()).map(|NoParams {}| request);
+        match envelope.method.as_str() {
+            "status" => plain(Request::Status),
+            "stats" => plain(Request::Stats),
+            "nics" => plain(Request::Nics),
+            "ports" => plain(Request::Ports),
+            "sessions" => read(params).map(|SessionsParams { limit }| Request::Sessions { limit }),
+            other => {
+                let known = Request::METHODS.join(", ");
+                let message = format!("there is no method `{other:.64}`: the methods are {known}");
+                Err(CallError::new(ErrorCode::UnknownMethod, message))
+            }
+        }
+    }
+
+    /// The line that asks this, with its end.
+    #[must_use]
+    pub fn to_line(&self) -> String {
+        let object = match self {
+            Request::Status => serde_json::json!({"method": "status"}),
+            Request::Stats => serde_json::json!({"method": "stats"}),
+            Request::Sessions { limit } => {
+                serde_json::json!({"method": "sessions", "params": {"limit": limit}})
+            }
+            Request::Nics => serde_json::json!({"method": "nics"}),
+            Request::Ports => serde_json::json!({"method": "ports"}),
+        };
+        format!("{object}\n")
+    }
+}
+
+/// Why a request was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// Not a JSON object with `method`.
+    BadRequest,
+    /// No such method.
+    UnknownMethod,
+    /// `params` is not what the method takes.
+    BadParams,
+    /// Longer than [`MAX_LINE`]; the connection ends.
+    LineTooLong,
+    /// Too many clients are connected; the connection ends.
+    TooManyClients,
+    /// The daemon cannot answer now.
+    Unavailable,
+}
+
+/// A refusal: a code for programs and a message for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct CallError {
+    /// For programs.
+    pub code: ErrorCode,
+    /// For people.
+    pub message: String,
+}
+
+impl CallError {
+    /// A refusal.
+    #[must_use]
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> CallError {
+        CallError {
+            code,
+            message: message.into(),
+        }
+    }
+
+    /// The line that says this, with its end.
+    #[must_use]
+    pub fn to_line(&self) -> String {
+        format!("{}\n", serde_json::json!({"ok": false, "error": self}))
+    }
+}
+
+/// What the daemon answers.
+pub enum Reply {
+    /// A report of bounded size.
+    Whole(Value),
+    /// A list that may be long: written piece by piece, as fast as the client reads.
+    Sessions {
+        /// Sessions in the table.
+        total: u64,
+        /// Those to list.
+        sessions: Box<dyn Iterator<Item = SessionReport>>,
+    },
+}
+
+impl Reply {
+    /// One of the reports of [`super::report`].
+    pub fn report<T: Serialize>(report: &T) -> Result<Reply, CallError> {
+        serde_json::to_value(report).map(Reply::Whole).map_err(|error| {
+            CallError::new(
+                ErrorCode::Unavailable,
+                format!("cannot write the report: {error}"),
+            )
+        })
+    }
+}
+
+impl From<Value> for Reply {
+    fn from(value: Value) -> Reply {
+        Reply::Whole(value)
+    }
+}
+
+/// Who answers: the daemon, or a test.
+pub trait Handler {
+    /// Answers one request, without waiting for anything.
+    fn call(&mut self, request: &Request) -> Result<Reply, CallError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_request_round_trips() {
+        for request in [
+            Request::Status,
+            Request::Stats,
+            Request::Sessions { limit: 7 },
+            Request::Nics,
+            Request::Ports,
+        ] {
+            let line = request.to_line();
+            assert_eq!(Request::parse(line.trim_end().as_bytes()), Ok(request));
+        }
+        let default = Request::Sessions {
+            limit: DEFAULT_SESSION_LIMIT,
+        };
+        assert_eq!(Request::parse(br#"{"method":"sessions"}"#), Ok(default));
+    }
+
+    #[test]
+    fn bad_requests_get_the_right_code() {
+        for (line, code) in [
+            ("", ErrorCode::BadRequest),
+            ("hello", ErrorCode::BadRequest),
+            ("[]", ErrorCode::BadRequest),
+            ("{}", ErrorCode::BadRequest),
+            (r#"{"method":"status","limit":1}"#, ErrorCode::BadRequest),
+            (r#"{"method":"reboot"}"#, ErrorCode::UnknownMethod),
+            (r#"{"method":"status","params":{"x":1}}"#, ErrorCode::BadParams),
+            (
+                r#"{"method":"sessions","params":{"limit":-1}}"#,
+                ErrorCode::BadParams,
+            ),
+            (
+                r#"{"method":"sessions","params":{"limits":1}}"#,
+                ErrorCode::BadParams,
+            ),
+        ] {
+            assert_eq!(Request::parse(line.as_bytes()).unwrap_err().code, code, "{line}");
+        }
+        assert!(Request::parse(&[0xff, 0]).is_err());
+        assert!(
+            Request::parse("[".repeat(60_000).as_bytes()).is_err(),
+            "deep nesting must not use up the stack"
+        );
+    }
+
+    #[test]
+    fn the_page_describes_every_method_and_code() {
+        let page = include_str!("../../../docs/control-protocol.md");
+        for method in Request::METHODS {
+            assert!(page.contains(&format!("### `{method}`")), "{method}");
+        }
+        for code in [
+            "bad_request",
+            "unknown_method",
+            "bad_params",
+            "line_too_long",
+            "too_many_clients",
+            "unavailable",
+        ] {
+            assert!(page.contains(&format!("`{code}`")), "{code}");
+            assert!(serde_json::from_value::<ErrorCode>(code.into()).is_ok(), "{code}");
+        }
+    }
+}

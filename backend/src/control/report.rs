@@ -1,0 +1,358 @@
+//! What the daemon reports. Counters count from the daemon's start and never go back; `bytes` are those of Ethernet frames
+//! without virtio header and FCS. "Guest TX" is what guests send, "guest RX" what they receive.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Dropped frames by reason; a reason that never happened may be left out.
+pub type Drops = BTreeMap<String, u64>;
+
+/// Frames and their bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Frames.
+    pub frames: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Answer to `status`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// The daemon's version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Seconds since its start.
+    pub uptime_s: u64,
+    /// What the NICs are plugged into; `null` if nothing was said.
+    pub topology: Option<String>,
+    /// Load-balancing algorithm.
+    pub lb: String,
+    /// `busy` or `adaptive`.
+    pub poll: String,
+    /// Datapath threads.
+    pub workers: Vec<WorkerSummary>,
+    /// Sessions in the table.
+    pub sessions: u64,
+    /// Most sessions that fit.
+    pub session_capacity: u64,
+    /// Ports in the order of the configuration.
+    pub ports: Vec<PortSummary>,
+    /// NICs in the order of the configuration.
+    pub nics: Vec<NicSummary>,
+}
+
+/// A worker in [`StatusReport`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerSummary {
+    /// Number of the worker, from 0.
+    pub index: usize,
+    /// CPU that it is pinned to; `null`: not pinned.
+    pub cpu: Option<usize>,
+}
+
+/// A port in [`StatusReport`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortSummary {
+    /// Its name.
+    pub name: String,
+    /// How far its front-end is.
+    pub state: PortState,
+}
+
+/// A NIC in [`StatusReport`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicSummary {
+    /// Its stable id.
+    pub id: String,
+    /// The interface.
+    pub ifname: String,
+    /// Whether sessions are sent by it.
+    pub alive: bool,
+}
+
+/// How far a port's front-end is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PortState {
+    /// Nobody is connected.
+    Listening,
+    /// A front-end is connected, and no ring is started.
+    Connected,
+    /// At least one ring is started.
+    Running,
+}
+
+impl PortState {
+    /// The word in the reports.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            PortState::Listening => "listening",
+            PortState::Connected => "connected",
+            PortState::Running => "running",
+        }
+    }
+}
+
+/// Answer to `stats`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatsReport {
+    /// Milliseconds since the daemon's start, for rates between two reports.
+    pub uptime_ms: u64,
+    /// Per port.
+    pub ports: Vec<PortStats>,
+    /// Per NIC.
+    pub nics: Vec<NicStats>,
+    /// Per worker.
+    pub workers: Vec<WorkerStats>,
+    /// Sessions.
+    pub balancer: BalancerReport,
+    /// Chunks of frame memory by state.
+    pub frame_memory: FrameMemoryReport,
+}
+
+/// A port in [`StatsReport`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortStats {
+    /// Its name.
+    pub name: String,
+    /// Frames that the guest sent, dropped ones not counted.
+    pub guest_tx: Traffic,
+    /// Frames that the guest received.
+    pub guest_rx: Traffic,
+    /// Frames from or to this guest that were dropped, by reason.
+    pub drops: Drops,
+    /// Per queue pair.
+    pub queue_pairs: Vec<QueuePairStats>,
+}
+
+/// A queue pair in [`PortStats`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuePairStats {
+    /// Number of the pair, from 0.
+    pub index: usize,
+    /// Frames that the guest sent by it.
+    pub guest_tx: Traffic,
+    /// Frames that the guest received by it.
+    pub guest_rx: Traffic,
+    /// Notifications (interrupts) sent to the guest.
+    pub notifications: u64,
+}
+
+/// A NIC in [`StatsReport`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicStats {
+    /// Its stable id.
+    pub id: String,
+    /// The interface.
+    pub ifname: String,
+    /// Frames received for the guests, copies of group frames not counted.
+    pub rx: Traffic,
+    /// Frames put on the transmit ring.
+    pub tx: Traffic,
+    /// Copies of broadcast and multicast frames, taken beside the host.
+    pub group_copies: Traffic,
+    /// Frames that the XDP program sent to vnicd.
+    pub xdp_redirected: u64,
+    /// Frames that the XDP program left to the host.
+    pub xdp_passed: u64,
+    /// Frames to or from this NIC that were dropped, by reason.
+    pub drops: Drops,
+    /// Per queue.
+    pub queues: Vec<NicQueueStats>,
+}
+
+/// A queue in [`NicStats`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicQueueStats {
+    /// Number of the queue, from 0.
+    pub index: usize,
+    /// Frames received.
+    pub rx: Traffic,
+    /// Frames put on the transmit ring.
+    pub tx: Traffic,
+    /// Frames that the kernel dropped for want of ring space or chunks.
+    pub kernel_dropped: u64,
+    /// Descriptors that the kernel called invalid.
+    pub kernel_invalid: u64,
+    /// System calls made to wake the kernel.
+    pub kicks: u64,
+    /// Of those, how many the kernel answered with an error.
+    pub kick_errors: u64,
+}
+
+/// A worker in [`StatsReport`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerStats {
+    /// Number of the worker, from 0.
+    pub index: usize,
+    /// CPU that it is pinned to; `null`: not pinned.
+    pub cpu: Option<usize>,
+    /// Turns of its loop.
+    pub turns: u64,
+    /// Turns that moved at least one frame.
+    pub busy_turns: u64,
+    /// Times it slept.
+    pub sleeps: u64,
+    /// Frames left to another worker because that one held the ring.
+    pub handoffs: u64,
+    /// Times a ring was held by another worker.
+    pub contention: u64,
+}
+
+/// Sessions in [`StatsReport`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalancerReport {
+    /// Sessions in the table.
+    pub sessions: u64,
+    /// Most sessions that fit.
+    pub capacity: u64,
+    /// Sessions ever created.
+    pub created: u64,
+    /// Sessions that timed out.
+    pub expired: u64,
+    /// Sessions moved because their NIC was not alive.
+    pub repinned: u64,
+    /// Frames forwarded without a session because there was no room for one.
+    pub table_full: u64,
+}
+
+/// Frame memory in [`StatsReport`]: chunks of 4096 bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrameMemoryReport {
+    /// Free.
+    pub free: u32,
+    /// In frames that workers hold.
+    pub held: u32,
+    /// On fill rings.
+    pub fill: u32,
+    /// On transmit rings.
+    pub tx: u32,
+    /// Of retired sockets.
+    pub quarantined: u32,
+}
+
+/// Answer to `sessions`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionsReport {
+    /// Sessions in the table, listed or not.
+    pub total: u64,
+    /// Up to `limit` of them, in no particular order.
+    pub sessions: Vec<SessionReport>,
+}
+
+/// A session in [`SessionsReport`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionReport {
+    /// The whole key as one text.
+    pub key: String,
+    /// VLAN ids, outermost first.
+    pub vlans: Vec<u16>,
+    /// `tcp`, `udp`, `icmp`, ... or the IP protocol's number.
+    pub protocol: String,
+    /// Both ends, in the key's canonical order, which does not tell who began.
+    pub ends: [SessionEnd; 2],
+    /// Id of the NIC that it is pinned to.
+    pub nic: String,
+    /// Milliseconds since its first frame.
+    pub age_ms: u64,
+    /// Milliseconds since its last frame.
+    pub idle_ms: u64,
+    /// Frames in both directions.
+    pub frames: u64,
+    /// Bytes in both directions.
+    pub bytes: u64,
+}
+
+/// One end of a session.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionEnd {
+    /// IP address.
+    pub address: String,
+    /// TCP, UDP or SCTP port; `null` where there is none.
+    pub port: Option<u16>,
+}
+
+/// Answer to `nics`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicsReport {
+    /// In the order of the configuration.
+    pub nics: Vec<NicReport>,
+}
+
+/// A NIC in [`NicsReport`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicReport {
+    /// Its stable id.
+    pub id: String,
+    /// The interface.
+    pub ifname: String,
+    /// Its own address.
+    pub mac: String,
+    /// The driver; `null` for virtual interfaces.
+    pub driver: Option<String>,
+    /// Bytes of the largest payload.
+    pub mtu: u32,
+    /// Queues driven.
+    pub queues: u32,
+    /// Where the XDP program runs: `native` or `skb`.
+    pub attach: String,
+    /// Whether all its sockets are bound without copying.
+    pub zero_copy: bool,
+    /// Whether frames longer than a chunk can pass.
+    pub multi_buffer: bool,
+    /// Relative share of new sessions.
+    pub weight: u32,
+    /// Whether sessions are sent by it.
+    pub alive: bool,
+    /// Whether its link can carry frames.
+    pub carrier: bool,
+    /// Sessions pinned to it.
+    pub sessions: u64,
+    /// The last change of `alive`; `null`: none since the start.
+    pub last_change: Option<NicChange>,
+}
+
+/// A change of a NIC's `alive`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicChange {
+    /// Milliseconds since it happened.
+    pub ago_ms: u64,
+    /// What it became.
+    pub alive: bool,
+    /// Why.
+    pub cause: String,
+}
+
+/// Answer to `ports`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortsReport {
+    /// In the order of the configuration.
+    pub ports: Vec<PortReport>,
+}
+
+/// A port in [`PortsReport`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortReport {
+    /// Its name.
+    pub name: String,
+    /// Path of its socket, or `fd N`.
+    pub socket: String,
+    /// How far its front-end is.
+    pub state: PortState,
+    /// The guest's MAC; `null`: not learned yet.
+    pub mac: Option<String>,
+    /// Whether the MAC was configured rather than learned.
+    pub mac_configured: bool,
+    /// Most queue pairs that the guest may use.
+    pub max_queue_pairs: u16,
+    /// Queue pairs in use: both rings started and enabled.
+    pub queue_pairs: u16,
+    /// Negotiated virtio features by their names in the specification, such as `VIRTIO_NET_F_MRG_RXBUF`.
+    pub features: Vec<String>,
+    /// Guest memory mapped, in MiB, rounded up.
+    pub memory_mib: u64,
+}
