@@ -96,9 +96,10 @@ probe_accelerator() {
     fi
     echo "launch: probing whether a guest boots on KVM (up to 15 s, once)" >&2
     log=$(mktemp)
-    timeout --kill-after=2 15 "$qemu" -nodefaults -no-user-config -machine q35,accel=kvm -cpu host -m 256M \
+    # In a shell of its own, whose word about an aborted QEMU nobody needs.
+    (timeout --kill-after=2 15 "$qemu" -nodefaults -no-user-config -machine q35,accel=kvm -cpu host -m 256M \
         -display none -no-reboot -kernel "$cache/vmlinuz" -initrd "$cache/initramfs.gz" \
-        -append "console=ttyS0 panic=-1 vnic.probe" -serial "file:$log" </dev/null >/dev/null 2>&1 || true
+        -append "console=ttyS0 panic=-1 vnic.probe" -serial "file:$log" </dev/null >/dev/null 2>&1 || true) 2>/dev/null
     if grep -q 'vnic-guest: booted' "$log"; then outcome=kvm; else outcome=tcg; fi
     rm -f "$log"
     printf '%s\n%s\n' "$identity" "$outcome" >"$cache/accelerator.$$"

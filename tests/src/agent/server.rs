@@ -55,7 +55,6 @@ pub fn serve(device: &Path) -> Result<()> {
         .with_context(|| format!("opening {}", device.display()))?;
     if let Ok(mut settings) = termios::tcgetattr(&port) {
         termios::cfmakeraw(&mut settings);
-        termios::cfsetspeed(&mut settings, termios::BaudRate::B115200)?;
         termios::tcsetattr(&port, SetArg::TCSANOW, &settings)?;
     }
     let agent = Arc::new(Agent {
