@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -178,6 +178,19 @@ impl Daemon {
             .with_context(|| format!("vnic {command} --json wrote no JSON: {output:.500}"))
     }
 
+    /// Whether it takes a NIC for usable.
+    ///
+    /// # Errors
+    /// If it does not know the NIC.
+    pub fn nic_is_alive(&self, nic: &str) -> Result<bool> {
+        let listed = self.query("nics")?;
+        let found = rows(&listed, "nics").iter().find(|row| names(row, nic));
+        match found.and_then(|row| row["alive"].as_bool()) {
+            Some(alive) => Ok(alive),
+            None => bail!("vnic nics --json says nothing of `alive` for {nic}: {listed:.500}"),
+        }
+    }
+
     /// Ends it with SIGTERM; returns the exit status and how long it took.
     ///
     /// # Errors
@@ -194,4 +207,32 @@ impl Daemon {
         self.process.signal(Signal::SIGKILL)?;
         self.process.wait(STOP_LIMIT).map(drop)
     }
+}
+
+/// The rows of an answer: the array itself, or the array under `key`.
+fn rows<'a>(answer: &'a Value, key: &str) -> &'a [Value] {
+    answer
+        .as_array()
+        .or_else(|| answer[key].as_array())
+        .map_or(&[], Vec::as_slice)
+}
+
+fn names(row: &Value, nic: &str) -> bool {
+    ["id", "name", "interface"]
+        .iter()
+        .any(|key| row[*key].as_str() == Some(nic))
+}
+
+/// How many of the sessions in the answer to `vnic sessions --json` are on each NIC.
+#[must_use]
+pub fn sessions_per_nic(listed: &Value, nics: &[String]) -> Vec<u64> {
+    let on = |nic: &String| {
+        rows(listed, "sessions")
+            .iter()
+            .filter(|row| row["nic"].as_str() == Some(nic))
+            .count()
+    };
+    nics.iter()
+        .map(|nic| u64::try_from(on(nic)).unwrap_or(u64::MAX))
+        .collect()
 }

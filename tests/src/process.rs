@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::sys::die_with_parent;
+use crate::sys::{die_with_parent, interrupted};
 
 /// Runs a command to its end and returns what it wrote to stdout.
 ///
@@ -45,6 +45,9 @@ pub fn wait_for<T>(
     loop {
         if let Some(value) = ready()? {
             return Ok(value);
+        }
+        if interrupted() {
+            bail!("{what}: interrupted");
         }
         if start.elapsed() >= limit {
             bail!("{what}: not within {:.1} s", limit.as_secs_f64());

@@ -6,6 +6,9 @@ use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 /// Bytes of `struct virtio_net_hdr`, which PACKET_VNET_HDR puts before each frame.
 const VNET_HDR_LEN: usize = 10;
@@ -328,6 +331,36 @@ pub fn die_with_parent(command: &mut std::process::Command) {
     unsafe {
         command.pre_exec(|| check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL)).map(|_| ()));
     }
+}
+
+/// Set by the first SIGINT or SIGTERM.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn note_interruption(_signal: libc::c_int) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// From now on SIGINT and SIGTERM only set what [`interrupted`] returns, so that the program can clean up.
+///
+/// # Errors
+/// Those of sigaction(2).
+pub fn note_interruptions() -> io::Result<()> {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let action = SigAction::new(
+            SigHandler::Handler(note_interruption),
+            SaFlags::SA_RESTART,
+            SigSet::empty(),
+        );
+        // SAFETY: the handler only stores to an atomic, which is async-signal-safe.
+        unsafe { sigaction(signal, &action) }?;
+    }
+    Ok(())
+}
+
+/// Whether SIGINT or SIGTERM has come since [`note_interruptions`].
+#[must_use]
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
 }
 
 #[cfg(test)]
