@@ -12,5 +12,6 @@ pub mod lock;
 pub mod netns;
 pub mod process;
 pub mod qemu;
+pub mod scene;
 pub mod sys;
 pub mod traffic;

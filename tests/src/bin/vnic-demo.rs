@@ -83,7 +83,7 @@ fn main() {
         }
         outcome
     });
-    summary(&demo, &options);
+    summary(&demo, &options, outcome.is_ok());
     if let Err(error) = outcome {
         eprintln!("\nThe demo could not go on: {error:#}");
         std::process::exit(1);
@@ -380,15 +380,19 @@ fn survival(demo: &mut Demo, name: &'static str, report: &SessionsReport) {
     demo.check(name, errors.is_empty(), figure);
 }
 
-fn summary(demo: &Demo, options: &Options) {
-    println!(
-        "\nWhat you saw: a virtual machine held {} TCP sessions with a machine behind two network",
-        options.sessions / 2 * 2
-    );
-    println!(
-        "cards. vnicd gave each session one of the cards, moved all of them to the other card when the first"
-    );
-    println!("lost its link, and used the first again for new sessions when it came back.\n");
+fn summary(demo: &Demo, options: &Options, completed: bool) {
+    let failed = demo.checks.iter().filter(|check| !check.holds).count();
+    println!();
+    if completed && failed == 0 {
+        let sessions = options.sessions / 2 * 2;
+        println!(
+            "What you saw: a virtual machine held {sessions} TCP sessions with a machine behind two network cards."
+        );
+        println!(
+            "vnicd gave each session one of the cards, moved those on the first card to the other when it lost"
+        );
+        println!("its link, and used the first again for new sessions when it came back.\n");
+    }
     for check in &demo.checks {
         println!(
             "  {}  {:<52} {}",
@@ -397,7 +401,6 @@ fn summary(demo: &Demo, options: &Options) {
             check.figure
         );
     }
-    let failed = demo.checks.iter().filter(|check| !check.holds).count();
     let seconds = demo.started.elapsed().as_secs();
     println!(
         "\n{} of {} checks hold; {seconds} s",
