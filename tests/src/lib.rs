@@ -1,1 +1,17 @@
-//! Fixtures.
+//! Fixtures that the end-to-end tests and the demo share: network namespaces, a user-space LAG switch, QEMU guests with
+//! an agent inside, the daemon under test, and the traffic that runs between guest and peer.
+//!
+//! Everything here needs root and works only inside namespaces that it makes itself.
+
+pub mod agent;
+pub mod binaries;
+pub mod daemon;
+pub mod fabric;
+pub mod lag;
+pub mod lock;
+pub mod netns;
+pub mod process;
+pub mod qemu;
+pub mod scene;
+pub mod sys;
+pub mod traffic;

@@ -1,0 +1,238 @@
+//! The daemon under test and its operator's command line.
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::binaries::binary;
+use crate::netns::Netns;
+use crate::process::{Process, run, tail, wait_for};
+
+/// How long vnicd may take until its control socket answers.
+pub const START_LIMIT: Duration = Duration::from_secs(20);
+/// How long it may take to end after SIGTERM.
+pub const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// One port of the daemon.
+#[derive(Debug, Clone)]
+pub struct Port {
+    /// Its name.
+    pub name: String,
+    /// The guest's MAC address; `None` lets vnicd learn it.
+    pub mac: Option<String>,
+    /// Queue pairs.
+    pub queues: u32,
+}
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct DaemonOptions {
+    /// Its ports; each socket is `NAME.sock` in the daemon's folder.
+    pub ports: Vec<Port>,
+    /// Host NICs.
+    pub nics: Vec<String>,
+    /// Datapath threads.
+    pub workers: u32,
+    /// Further arguments.
+    pub arguments: Vec<String>,
+}
+
+impl DaemonOptions {
+    /// A daemon with these ports and NICs, in the `lag` topology if there are several NICs.
+    #[must_use]
+    pub fn new(ports: &[(&str, &str)], nics: &[String], workers: u32) -> DaemonOptions {
+        let port = |(name, mac): &(&str, &str)| Port {
+            name: (*name).to_owned(),
+            mac: Some((*mac).to_owned()),
+            queues: 1,
+        };
+        DaemonOptions {
+            ports: ports.iter().map(port).collect(),
+            nics: nics.to_vec(),
+            workers,
+            arguments: Vec::new(),
+        }
+    }
+}
+
+/// A running vnicd; killed when dropped.
+pub struct Daemon {
+    folder: PathBuf,
+    process: Process,
+}
+
+/// The socket of a port, given the daemon's folder.
+#[must_use]
+pub fn port_socket(folder: &Path, port: &str) -> PathBuf {
+    folder.join(format!("{port}.sock"))
+}
+
+/// The arguments with which vnicd is started.
+#[must_use]
+pub fn arguments(folder: &Path, options: &DaemonOptions) -> Vec<String> {
+    let mut arguments = Vec::new();
+    for port in &options.ports {
+        let mut value = format!(
+            "name={},socket={}",
+            port.name,
+            port_socket(folder, &port.name).display()
+        );
+        if let Some(mac) = &port.mac {
+            value.push_str(&format!(",mac={mac}"));
+        }
+        if port.queues > 1 {
+            value.push_str(&format!(",queues={}", port.queues));
+        }
+        arguments.extend(["--port".to_owned(), value]);
+    }
+    for nic in &options.nics {
+        arguments.extend(["--nic".to_owned(), nic.clone()]);
+    }
+    if options.nics.len() > 1 {
+        arguments.extend(["--topology".to_owned(), "lag".to_owned()]);
+    }
+    arguments.extend(["--workers".to_owned(), options.workers.to_string()]);
+    // Two busy workers would starve the guest on a machine of two cores.
+    arguments.extend(["--poll".to_owned(), "adaptive".to_owned()]);
+    arguments.extend([
+        "--control".to_owned(),
+        control_socket(folder).display().to_string(),
+    ]);
+    arguments.extend(options.arguments.iter().cloned());
+    arguments
+}
+
+fn control_socket(folder: &Path) -> PathBuf {
+    folder.join("control.sock")
+}
+
+impl Daemon {
+    /// Starts vnicd in `namespace`, with its sockets and log in `folder`, and waits until its control socket answers.
+    ///
+    /// # Errors
+    /// If it ends or does not answer in time; the error holds the end of its log.
+    pub fn start(namespace: &Netns, folder: &Path, options: &DaemonOptions) -> Result<Daemon> {
+        let mut command = namespace.command(binary("vnicd")?);
+        command
+            .args(arguments(folder, options))
+            .env("RUST_BACKTRACE", "1");
+        let process = Process::start("vnicd", command, &folder.join("vnicd.log"))?;
+        let mut daemon = Daemon {
+            folder: folder.to_owned(),
+            process,
+        };
+        wait_for(
+            "vnicd's control socket",
+            START_LIMIT,
+            Duration::from_millis(10),
+            || {
+                daemon.process.must_run()?;
+                // A stale socket of a killed daemon refuses the connection.
+                Ok(UnixStream::connect(control_socket(&daemon.folder)).ok())
+            },
+        )
+        .with_context(|| format!("the end of vnicd's log:\n{}", daemon.log_tail(30)))?;
+        Ok(daemon)
+    }
+
+    /// The socket of one of its ports.
+    #[must_use]
+    pub fn socket(&self, port: &str) -> PathBuf {
+        port_socket(&self.folder, port)
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// The end of its log.
+    #[must_use]
+    pub fn log_tail(&self, lines: usize) -> String {
+        tail(self.process.log(), lines)
+    }
+
+    /// Runs `vnic` on it, and returns what it wrote.
+    ///
+    /// # Errors
+    /// With what `vnic` said.
+    pub fn vnic(&self, arguments: &[&str]) -> Result<String> {
+        run(Command::new(binary("vnic")?)
+            .arg("--control")
+            .arg(control_socket(&self.folder))
+            .args(arguments))
+    }
+
+    /// Runs `vnic COMMAND --json` on it.
+    ///
+    /// # Errors
+    /// With what `vnic` said, or if that is no JSON.
+    pub fn query(&self, command: &str) -> Result<Value> {
+        let output = self.vnic(&[command, "--json"])?;
+        serde_json::from_str(&output)
+            .with_context(|| format!("vnic {command} --json wrote no JSON: {output:.500}"))
+    }
+
+    /// Whether it takes a NIC for usable.
+    ///
+    /// # Errors
+    /// If it does not know the NIC.
+    pub fn nic_is_alive(&self, nic: &str) -> Result<bool> {
+        let listed = self.query("nics")?;
+        let found = rows(&listed, "nics").iter().find(|row| names(row, nic));
+        match found.and_then(|row| row["alive"].as_bool()) {
+            Some(alive) => Ok(alive),
+            None => bail!("vnic nics --json says nothing of `alive` for {nic}: {listed:.500}"),
+        }
+    }
+
+    /// Ends it with SIGTERM; returns the exit status and how long it took.
+    ///
+    /// # Errors
+    /// If it does not end within [`STOP_LIMIT`].
+    pub fn terminate(mut self) -> Result<(ExitStatus, Duration)> {
+        self.process.terminate(STOP_LIMIT)
+    }
+
+    /// Ends it with SIGKILL.
+    ///
+    /// # Errors
+    /// Those of kill(2).
+    pub fn kill(mut self) -> Result<()> {
+        self.process.signal(Signal::SIGKILL)?;
+        self.process.wait(STOP_LIMIT).map(drop)
+    }
+}
+
+/// The rows of an answer: the array itself, or the array under `key`.
+fn rows<'a>(answer: &'a Value, key: &str) -> &'a [Value] {
+    answer
+        .as_array()
+        .or_else(|| answer[key].as_array())
+        .map_or(&[], Vec::as_slice)
+}
+
+fn names(row: &Value, nic: &str) -> bool {
+    ["id", "name", "interface"]
+        .iter()
+        .any(|key| row[*key].as_str() == Some(nic))
+}
+
+/// How many of the sessions in the answer to `vnic sessions --json` are on each NIC.
+#[must_use]
+pub fn sessions_per_nic(listed: &Value, nics: &[String]) -> Vec<u64> {
+    let on = |nic: &String| {
+        rows(listed, "sessions")
+            .iter()
+            .filter(|row| row["nic"].as_str() == Some(nic))
+            .count()
+    };
+    nics.iter()
+        .map(|nic| u64::try_from(on(nic)).unwrap_or(u64::MAX))
+        .collect()
+}

@@ -1,0 +1,477 @@
+//! QEMU guests, started with the same script that an operator uses.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command as Program;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::agent::{AgentClient, Command, Interface, Output, Reply};
+use crate::binaries::source_root;
+use crate::process::{Process, run, tail, wait_for};
+use crate::traffic::bulk::{BulkPlan, BulkReport};
+use crate::traffic::echo::EchoStats;
+use crate::traffic::sessions::{SessionPlan, SessionsReport};
+use crate::traffic::udp::{UdpPlan, UdpReport};
+
+/// How long a guest may take to boot: seconds on an idle machine, much longer on a busy one without KVM.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// How long the agent may take to answer what needs no time of its own.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// One NIC of a guest.
+#[derive(Debug, Clone)]
+pub struct Vnic {
+    /// vnicd's socket.
+    pub socket: PathBuf,
+    /// The guest's MAC address.
+    pub mac: String,
+    /// Queue pairs.
+    pub queues: u32,
+}
+
+/// What to boot.
+#[derive(Debug, Clone)]
+pub struct GuestOptions {
+    /// Its name, for messages and files.
+    pub name: String,
+    /// Its NICs, `eth0` first.
+    pub vnics: Vec<Vnic>,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Further arguments for QEMU.
+    pub arguments: Vec<String>,
+}
+
+impl GuestOptions {
+    /// A guest with two CPUs and these NICs.
+    #[must_use]
+    pub fn new(name: &str, vnics: Vec<Vnic>) -> GuestOptions {
+        GuestOptions {
+            name: name.to_owned(),
+            vnics,
+            cpus: 2,
+            arguments: Vec::new(),
+        }
+    }
+}
+
+/// The outcome of preparing the image and the KVM probe, once a process.
+static PREPARED: OnceLock<Result<String, String>> = OnceLock::new();
+
+/// Builds the guest image if need be and says which accelerator guests use here (`kvm` or `tcg`).
+///
+/// # Errors
+/// With what the scripts said.
+pub fn prepare() -> Result<String> {
+    let prepared = PREPARED.get_or_init(|| {
+        let scripts = source_root().join("qemu");
+        run(&mut Program::new(scripts.join("build-guest-image.sh")))
+            .and_then(|_| run(Program::new(scripts.join("launch.sh")).arg("--probe")))
+            .map(|accelerator| accelerator.trim().to_owned())
+            .map_err(|error| format!("{error:#}"))
+    });
+    match prepared {
+        Ok(accelerator) => Ok(accelerator.clone()),
+        Err(reason) => bail!("no guest image: {reason}"),
+    }
+}
+
+/// A running guest; killed when dropped.
+pub struct Guest {
+    name: String,
+    process: Process,
+    agent: AgentClient,
+    console: PathBuf,
+}
+
+impl Guest {
+    /// Starts a guest, with its files in `folder`, and waits until its agent is there.
+    ///
+    /// # Errors
+    /// If it does not boot in time; the error holds the end of its console.
+    pub fn boot(folder: &Path, options: &GuestOptions) -> Result<Guest> {
+        let guest = Guest::launch(folder, options)?;
+        guest.booted(1)
+    }
+
+    /// Starts a guest without waiting for its boot.
+    ///
+    /// # Errors
+    /// If QEMU does not start.
+    pub fn launch(folder: &Path, options: &GuestOptions) -> Result<Guest> {
+        let accelerator = prepare()?;
+        let file = |ending: &str| folder.join(format!("{}.{ending}", options.name));
+        let (console, socket, log) = (file("console"), file("agent"), file("qemu"));
+        let mut command = Program::new(source_root().join("qemu/launch.sh"));
+        command.args([
+            "--accel",
+            &accelerator,
+            "--name",
+            &options.name,
+            "--smp",
+            &options.cpus.to_string(),
+        ]);
+        command.arg("--console").arg(&console).arg("--agent").arg(&socket);
+        for vnic in &options.vnics {
+            let (path, mac, queues) = (vnic.socket.display(), &vnic.mac, vnic.queues);
+            command
+                .arg("--vnic")
+                .arg(format!("socket={path},mac={mac},queues={queues}"));
+        }
+        command.arg("--").args(&options.arguments);
+        let mut process = Process::start(&options.name, command, &log)?;
+        let agent = wait_for(
+            "QEMU's agent port",
+            Duration::from_secs(20),
+            Duration::from_millis(10),
+            || {
+                process.must_run()?;
+                Ok(if socket.exists() {
+                    AgentClient::connect(&socket).ok()
+                } else {
+                    None
+                })
+            },
+        )?;
+        Ok(Guest {
+            name: options.name.clone(),
+            process,
+            agent,
+            console,
+        })
+    }
+
+    /// Waits until the guest has booted `boots` times in all.
+    ///
+    /// # Errors
+    /// If it does not in time; the error holds the end of its console.
+    pub fn booted(mut self, boots: u32) -> Result<Guest> {
+        self.wait_boots(boots)?;
+        Ok(self)
+    }
+
+    /// As [`Guest::booted`], in place.
+    ///
+    /// # Errors
+    /// If it does not in time; the error holds the end of its console.
+    pub fn wait_boots(&mut self, boots: u32) -> Result<()> {
+        let end = std::time::Instant::now() + BOOT_LIMIT;
+        loop {
+            self.process.must_run()?;
+            let there = self.agent.wait_boots(boots, Duration::from_millis(500));
+            match there {
+                Ok(true) => break,
+                Ok(false) if std::time::Instant::now() < end => {}
+                // QEMU's own end says more than the closed port.
+                Err(_) if self.process.wait(Duration::from_secs(1)).is_ok() => {}
+                other => {
+                    let seconds = BOOT_LIMIT.as_secs();
+                    let console = tail(&self.console, 30);
+                    other?;
+                    bail!(
+                        "{} did not boot within {seconds} s. The end of its console:\n{console}",
+                        self.name
+                    );
+                }
+            }
+        }
+        self.agent.call(Command::Hello, ANSWER_LIMIT).map(drop)
+    }
+
+    /// The connection to its agent.
+    #[must_use]
+    pub fn agent(&self) -> &AgentClient {
+        &self.agent
+    }
+
+    /// The QEMU process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// The file that holds its console.
+    #[must_use]
+    pub fn console(&self) -> &Path {
+        &self.console
+    }
+
+    /// Restarts the guest's kernel and waits until the agent is there again.
+    ///
+    /// # Errors
+    /// If it does not boot in time.
+    pub fn reboot(&mut self) -> Result<()> {
+        let boots = self.agent.boots();
+        self.agent.tell(Command::Reboot)?;
+        self.wait_boots(boots + 1)
+    }
+
+    fn call(&self, command: Command, limit: Duration) -> Result<Reply> {
+        self.agent
+            .call(command, limit)
+            .with_context(|| format!("guest {}", self.name))
+    }
+
+    /// Gives an interface its addresses (with prefix length) and takes it up.
+    ///
+    /// # Errors
+    /// With what the guest said.
+    pub fn configure(&self, interface: &str, addresses: &[&str]) -> Result<()> {
+        let addresses = addresses.iter().map(|address| (*address).to_owned()).collect();
+        let interface = interface.to_owned();
+        let command = Command::Configure {
+            interface,
+            addresses,
+            mac: None,
+            mtu: None,
+            queue_pairs: None,
+        };
+        self.call(command, ANSWER_LIMIT).map(drop)
+    }
+
+    /// Its interfaces but loopback.
+    ///
+    /// # Errors
+    /// With what the guest said.
+    pub fn interfaces(&self) -> Result<Vec<Interface>> {
+        match self.call(Command::Interfaces, ANSWER_LIMIT)? {
+            Reply::Interfaces { interfaces } => Ok(interfaces),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Runs a busybox program.
+    ///
+    /// # Errors
+    /// If it cannot start or does not end within `limit`.
+    pub fn run(&self, arguments: &[&str], limit: Duration) -> Result<Output> {
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        match self.call(Command::Run { arguments }, limit)? {
+            Reply::Output(output) => Ok(output),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Sends `count` echo requests to an IPv4 or IPv6 address and returns how many were answered.
+    ///
+    /// # Errors
+    /// If ping does not run.
+    pub fn ping(&self, target: &str, count: u32, payload: u32) -> Result<u32> {
+        let program = if target.contains(':') { "ping6" } else { "ping" };
+        let limit = Duration::from_secs(u64::from(count) + 30);
+        let (count, payload) = (count.to_string(), payload.to_string());
+        let output = self.run(&[program, "-c", &count, "-s", &payload, "-W", "2", target], limit)?;
+        answered(&output.stdout).with_context(|| format!("reading what {program} wrote: {output:?}"))
+    }
+
+    fn start(&self, command: Command, limit: Duration) -> Result<u64> {
+        match self.call(command, limit)? {
+            Reply::Started { number } => Ok(number),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Starts a TCP echo server and returns its number.
+    ///
+    /// # Errors
+    /// If the port is taken.
+    pub fn tcp_echo(&self, port: u16) -> Result<u64> {
+        self.start(Command::TcpEcho { port }, ANSWER_LIMIT)
+    }
+
+    /// What a TCP echo server has seen.
+    ///
+    /// # Errors
+    /// If there is none with this number.
+    pub fn tcp_echo_stats(&self, server: u64) -> Result<EchoStats> {
+        match self.call(Command::TcpEchoStats { server }, ANSWER_LIMIT)? {
+            Reply::EchoStats(stats) => Ok(stats),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Starts a UDP echo server.
+    ///
+    /// # Errors
+    /// If the port is taken.
+    pub fn udp_echo(&self, port: u16) -> Result<u64> {
+        self.start(Command::UdpEcho { port }, ANSWER_LIMIT)
+    }
+
+    /// Starts a server for bulk transfers.
+    ///
+    /// # Errors
+    /// If the port is taken.
+    pub fn bulk_server(&self, port: u16) -> Result<u64> {
+        self.start(Command::BulkServer { port }, ANSWER_LIMIT)
+    }
+
+    /// Opens TCP sessions from the guest and returns the group's number once all have opened or failed.
+    ///
+    /// # Errors
+    /// If the guest does not answer.
+    pub fn start_sessions(&self, plan: SessionPlan) -> Result<u64> {
+        self.start(Command::StartSessions { plan }, Duration::from_secs(120))
+    }
+
+    /// How the sessions of a group fare.
+    ///
+    /// # Errors
+    /// If there is no such group.
+    pub fn sessions_progress(&self, group: u64, reset_gaps: bool) -> Result<SessionsReport> {
+        match self.call(Command::SessionsProgress { group, reset_gaps }, ANSWER_LIMIT)? {
+            Reply::Sessions(report) => Ok(report),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Ends the sessions of a group.
+    ///
+    /// # Errors
+    /// If there is no such group.
+    pub fn finish_sessions(&self, group: u64) -> Result<SessionsReport> {
+        match self.call(Command::FinishSessions { group }, ANSWER_LIMIT)? {
+            Reply::Sessions(report) => Ok(report),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Sends datagrams to a UDP echo server.
+    ///
+    /// # Errors
+    /// If the guest does not answer.
+    pub fn udp(&self, plan: UdpPlan) -> Result<UdpReport> {
+        match self.call(Command::Udp { plan }, Duration::from_secs(120))? {
+            Reply::Udp(report) => Ok(report),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Sends bytes to a bulk server.
+    ///
+    /// # Errors
+    /// If the transfer fails.
+    pub fn bulk(&self, plan: BulkPlan) -> Result<BulkReport> {
+        match self.call(Command::Bulk { plan }, Duration::from_secs(180))? {
+            Reply::Bulk(report) => Ok(report),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Sends a raw frame by an interface.
+    ///
+    /// # Errors
+    /// With what the guest said.
+    pub fn send_frame(&self, interface: &str, frame: Vec<u8>, count: u32) -> Result<()> {
+        let interface = interface.to_owned();
+        self.call(
+            Command::SendFrame {
+                interface,
+                frame,
+                count,
+            },
+            ANSWER_LIMIT,
+        )
+        .map(drop)
+    }
+
+    /// Starts to capture frames of one EtherType.
+    ///
+    /// # Errors
+    /// With what the guest said.
+    pub fn start_capture(&self, interface: &str, ethertype: u16) -> Result<u64> {
+        self.start(
+            Command::StartCapture {
+                interface: interface.to_owned(),
+                ethertype,
+            },
+            ANSWER_LIMIT,
+        )
+    }
+
+    /// Ends a capture once `wanted` frames are there or `patience` is over.
+    ///
+    /// # Errors
+    /// If there is no such capture.
+    pub fn finish_capture(&self, capture: u64, wanted: u32, patience: Duration) -> Result<Vec<Vec<u8>>> {
+        let patience_ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+        match self.call(
+            Command::FinishCapture {
+                capture,
+                wanted,
+                patience_ms,
+            },
+            patience + ANSWER_LIMIT,
+        )? {
+            Reply::Frames { frames } => Ok(frames),
+            other => unexpected(&other),
+        }
+    }
+}
+
+fn unexpected<T>(reply: &Reply) -> Result<T> {
+    bail!("the guest's agent answered something else: {reply:?}")
+}
+
+/// How many answers ping counted: "3 packets transmitted, 3 packets received, 0% packet loss".
+fn answered(output: &str) -> Result<u32> {
+    let line = output
+        .lines()
+        .find(|line| line.contains("transmitted"))
+        .context("no summary")?;
+    let part = line
+        .split(", ")
+        .find(|part| part.contains("received"))
+        .context("no count")?;
+    part.split_whitespace()
+        .next()
+        .context("no count")?
+        .parse()
+        .context("no count")
+}
+
+/// Sends `count` echo requests with the host's ping from a namespace and returns how many were answered.
+///
+/// # Errors
+/// If ping does not run.
+pub fn ping_from(namespace: &crate::netns::Netns, target: &str, count: u32, payload: u32) -> Result<u32> {
+    let (count, payload) = (count.to_string(), payload.to_string());
+    let arguments = ["-n", "-i", "0.1", "-W", "2", "-c", &count, "-s", &payload, target];
+    // Its status tells of lost packets, which the caller wants as a number.
+    let output = namespace
+        .command("ping")
+        .args(arguments)
+        .output()
+        .context("starting ping")?;
+    answered(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// An address and port as a socket address.
+///
+/// # Errors
+/// If `address` is no IP address.
+pub fn endpoint(address: &str, port: u16) -> Result<SocketAddr> {
+    Ok(SocketAddr::new(
+        address
+            .parse()
+            .with_context(|| format!("{address} is no IP address"))?,
+        port,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::answered;
+
+    #[test]
+    fn both_kinds_of_ping_are_understood() {
+        let busybox = "\n--- 10.0.0.1 ping statistics ---\n3 packets transmitted, 2 packets received, 33% packet loss\n";
+        let iputils =
+            "--- ::1 ping statistics ---\n4 packets transmitted, 4 received, 0% packet loss, time 3ms\n";
+        assert_eq!(answered(busybox).expect("a count"), 2);
+        assert_eq!(answered(iputils).expect("a count"), 4);
+        assert!(answered("ping: bad address").is_err());
+    }
+}
