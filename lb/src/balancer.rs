@@ -80,7 +80,13 @@ impl Balancer {
     }
 
     /// Frames from guests, towards NICs: `out[i]` is the NIC of `frames[i]`, or `None` when no NIC is alive.
-    pub fn steer(&self, _worker: usize, _now: Millis, _frames: &[Observed], _out: &mut Vec<Option<NicIndex>>) {
+    pub fn steer(
+        &self,
+        _worker: usize,
+        _now: Millis,
+        _frames: &[Observed],
+        _out: &mut Vec<Option<NicIndex>>,
+    ) {
         unimplemented!()
     }
 
