@@ -11,6 +11,7 @@ pub mod nics;
 pub mod parse;
 pub mod policy;
 pub mod slots;
+pub mod state;
 pub mod table;
 
 /// The most NICs (uplinks) that one daemon drives.
