@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod balancer;
+mod counters;
 pub mod key;
 pub mod mac;
 pub mod nics;

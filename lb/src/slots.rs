@@ -53,12 +53,18 @@ impl SlotTable {
             .map(|(ranking, primary)| {
                 let others = ranking.iter().copied().filter(|&rank| Some(rank) != primary);
                 let order = primary.into_iter().chain(others);
-                order.zip((0u32..).step_by(4)).fold(0u32, |packed, (candidate, shift)| {
-                    packed | u32::try_from(candidates[candidate].nic).unwrap_or(0) << shift
-                })
+                order
+                    .zip((0u32..).step_by(4))
+                    .fold(0u32, |packed, (candidate, shift)| {
+                        packed | u32::try_from(candidates[candidate].nic).unwrap_or(0) << shift
+                    })
             })
             .collect();
-        SlotTable { ranks, nics: u32::try_from(candidates.len()).unwrap_or(0), hasher }
+        SlotTable {
+            ranks,
+            nics: u32::try_from(candidates.len()).unwrap_or(0),
+            hasher,
+        }
     }
 
     /// The slot of a key.
@@ -95,7 +101,11 @@ fn candidates(nics: &[NicInfo], hasher: &SipHasher13) -> Vec<Candidate> {
     nics.sort_by(|(_, a), (_, b)| a.id.cmp(&b.id));
     let drained = nics.iter().all(|(_, nic)| nic.weight == 0);
     let weight = |nic: &NicInfo| if drained { 1 } else { nic.weight };
-    let total: u64 = nics.iter().map(|(_, nic)| u64::from(weight(nic))).sum::<u64>().max(1);
+    let total: u64 = nics
+        .iter()
+        .map(|(_, nic)| u64::from(weight(nic)))
+        .sum::<u64>()
+        .max(1);
     let share = |nic: &NicInfo| u64::from(weight(nic)) * SLOTS as u64;
     let mut candidates: Vec<_> = nics
         .iter()
@@ -148,11 +158,14 @@ fn ranking(candidates: &[Candidate], slot: usize) -> Vec<usize> {
 /// of preference, and a full candidate keeps the slots with its highest draws. The outcome is stable and unique, so it
 /// does not depend on any order here, and few slots move when the quotas change.
 fn deal(candidates: &[Candidate], rankings: &[Vec<usize>]) -> Vec<Option<usize>> {
-    let mut held: Vec<BinaryHeap<Reverse<(u64, usize)>>> = candidates.iter().map(|_| BinaryHeap::new()).collect();
+    let mut held: Vec<BinaryHeap<Reverse<(u64, usize)>>> =
+        candidates.iter().map(|_| BinaryHeap::new()).collect();
     let mut next = vec![0usize; rankings.len()];
     let mut waiting: Vec<usize> = (0..rankings.len()).rev().collect();
     while let Some(slot) = waiting.pop() {
-        let Some(&rank) = rankings[slot].get(next[slot]) else { continue };
+        let Some(&rank) = rankings[slot].get(next[slot]) else {
+            continue;
+        };
         next[slot] += 1;
         let (candidate, heap) = (&candidates[rank], &mut held[rank]);
         heap.push(Reverse((draw(candidate.seed, slot), slot)));
@@ -178,7 +191,13 @@ mod tests {
     const KEY: [u8; 16] = *b"0123456789abcdef";
 
     fn nics(weights: &[(&str, u32)]) -> Vec<NicInfo> {
-        weights.iter().map(|&(id, weight)| NicInfo { id: id.to_owned(), weight }).collect()
+        weights
+            .iter()
+            .map(|&(id, weight)| NicInfo {
+                id: id.to_owned(),
+                weight,
+            })
+            .collect()
     }
 
     fn equal(ids: &[&str]) -> Vec<NicInfo> {
@@ -208,7 +227,10 @@ mod tests {
         let quotas_of_four = quotas(&SlotTable::new(&weighted, &KEY));
         for (nic, quota) in weighted.iter().zip(quotas_of_four) {
             let exact = f64::from(nic.weight) / 175.0 * 65536.0;
-            assert!((f64::from(u32::try_from(quota).unwrap()) - exact).abs() < 1.0, "{nic:?} has {quota} of {exact}");
+            assert!(
+                (f64::from(u32::try_from(quota).unwrap()) - exact).abs() < 1.0,
+                "{nic:?} has {quota} of {exact}"
+            );
         }
         let eight = equal(&["a", "b", "c", "d", "e", "f", "g", "h"]);
         assert_eq!(quotas(&SlotTable::new(&eight, &KEY)), [8192; 8]);
@@ -220,7 +242,10 @@ mod tests {
         let table = SlotTable::new(&eight, &KEY);
         let mut heirs = [0u32; MAX_NICS];
         for slot in slots() {
-            let (before, after) = (table.primary(slot).unwrap(), table.choose(slot, 0xff & !8).unwrap());
+            let (before, after) = (
+                table.primary(slot).unwrap(),
+                table.choose(slot, 0xff & !8).unwrap(),
+            );
             if before == 3 {
                 heirs[usize::from(after)] += 1;
             } else {
@@ -229,7 +254,10 @@ mod tests {
         }
         assert_eq!(heirs[3], 0);
         let shares = heirs.iter().enumerate().filter(|&(nic, _)| nic != 3);
-        assert!(shares.clone().all(|(_, heir)| (900..1450).contains(heir)), "fair is 1170: {heirs:?}");
+        assert!(
+            shares.clone().all(|(_, heir)| (900..1450).contains(heir)),
+            "fair is 1170: {heirs:?}"
+        );
     }
 
     #[test]
@@ -238,8 +266,14 @@ mod tests {
         let backward: Vec<_> = forward.iter().cloned().rev().collect();
         let tables = (SlotTable::new(&forward, &KEY), SlotTable::new(&backward, &KEY));
         for slot in slots() {
-            assert_eq!(owner(&tables.0, &forward, slot, 7), owner(&tables.1, &backward, slot, 7));
-            assert_eq!(owner(&tables.0, &forward, slot, 5), owner(&tables.1, &backward, slot, 5));
+            assert_eq!(
+                owner(&tables.0, &forward, slot, 7),
+                owner(&tables.1, &backward, slot, 7)
+            );
+            assert_eq!(
+                owner(&tables.0, &forward, slot, 5),
+                owner(&tables.1, &backward, slot, 5)
+            );
         }
     }
 
@@ -252,7 +286,10 @@ mod tests {
             owner(&tables.0, &before, slot, u32::MAX) != owner(&tables.1, &after, slot, u32::MAX)
         });
         let moved = moved.count();
-        assert!((8192..8192 + SLOTS / 50).contains(&moved), "{moved} slots moved; the quota is 8192");
+        assert!(
+            (8192..8192 + SLOTS / 50).contains(&moved),
+            "{moved} slots moved; the quota is 8192"
+        );
     }
 
     #[test]
@@ -283,6 +320,11 @@ mod tests {
         let (one, same) = (SlotTable::new(&[], &KEY), SlotTable::new(&[], &KEY));
         let other = SlotTable::new(&[], b"fedcba9876543210");
         assert!((0..100).all(|port| one.slot(&key(port)) == same.slot(&key(port))));
-        assert!((0..100).filter(|&port| one.slot(&key(port)) == other.slot(&key(port))).count() < 3);
+        assert!(
+            (0..100)
+                .filter(|&port| one.slot(&key(port)) == other.slot(&key(port)))
+                .count()
+                < 3
+        );
     }
 }

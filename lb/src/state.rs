@@ -104,14 +104,25 @@ impl Progress {
             proto::ICMP | proto::ICMPV6 => Timer::Icmp,
             _ => Timer::Other,
         };
-        let closed = if tcp_flags & tcp_flag::FIN != 0 { end_bit(direction) } else { 0 };
-        Progress { timer, spoke: end_bit(direction), closed }
+        let closed = if tcp_flags & tcp_flag::FIN != 0 {
+            end_bit(direction)
+        } else {
+            0
+        };
+        Progress {
+            timer,
+            spoke: end_bit(direction),
+            closed,
+        }
     }
 
     /// The state after one more frame; `None` if the frame opens a new session under the old one's key.
     pub(crate) fn after(self, tcp_flags: u8, direction: Direction) -> Option<Progress> {
         let end = end_bit(direction);
-        let mut next = Progress { spoke: self.spoke | end, ..self };
+        let mut next = Progress {
+            spoke: self.spoke | end,
+            ..self
+        };
         match self.timer {
             Timer::TcpClosing | Timer::TcpReset if is_opening(tcp_flags) => return None,
             Timer::TcpSyn | Timer::TcpEstablished | Timer::TcpClosing | Timer::TcpReset => {
@@ -148,13 +159,25 @@ mod tests {
     fn timer_after(frames: &[(u8, Direction)]) -> Timer {
         let (&(flags, direction), rest) = frames.split_first().unwrap();
         let first = Progress::first(proto::TCP, flags, direction);
-        rest.iter().fold(first, |state, &(flags, way)| state.after(flags, way).unwrap()).timer
+        rest.iter()
+            .fold(first, |state, &(flags, way)| state.after(flags, way).unwrap())
+            .timer
     }
 
     #[test]
     fn a_tcp_session_runs_through_its_timers() {
-        let frames = [(SYN, AToB), (SYN_ACK, BToA), (ACK, AToB), (FIN, AToB), (ACK, BToA), (FIN, BToA), (ACK, AToB)];
-        let timers: Vec<_> = (1..=frames.len()).map(|len| timer_after(&frames[..len])).collect();
+        let frames = [
+            (SYN, AToB),
+            (SYN_ACK, BToA),
+            (ACK, AToB),
+            (FIN, AToB),
+            (ACK, BToA),
+            (FIN, BToA),
+            (ACK, AToB),
+        ];
+        let timers: Vec<_> = (1..=frames.len())
+            .map(|len| timer_after(&frames[..len]))
+            .collect();
         let expected = [
             Timer::TcpSyn,
             Timer::TcpSyn,
@@ -169,14 +192,23 @@ mod tests {
 
     #[test]
     fn one_end_repeating_its_fin_does_not_close() {
-        assert_eq!(timer_after(&[(ACK, AToB), (FIN, AToB), (FIN, AToB)]), Timer::TcpEstablished);
+        assert_eq!(
+            timer_after(&[(ACK, AToB), (FIN, AToB), (FIN, AToB)]),
+            Timer::TcpEstablished
+        );
     }
 
     #[test]
     fn a_reset_shortens_and_a_syn_opens_anew_only_then() {
-        assert_eq!(timer_after(&[(ACK, AToB), (RST, BToA), (ACK, AToB)]), Timer::TcpReset);
+        assert_eq!(
+            timer_after(&[(ACK, AToB), (RST, BToA), (ACK, AToB)]),
+            Timer::TcpReset
+        );
         let established = Progress::first(proto::TCP, ACK, AToB);
-        assert!(established.after(SYN, AToB).is_some(), "a stray SYN must not move a live session");
+        assert!(
+            established.after(SYN, AToB).is_some(),
+            "a stray SYN must not move a live session"
+        );
         let reset = established.after(RST, BToA).unwrap();
         assert_eq!(reset.after(SYN, AToB), None);
         assert!(reset.after(SYN_ACK, BToA).is_some());
@@ -188,11 +220,18 @@ mod tests {
         let one = Progress::first(proto::UDP, 0, BToA);
         assert_eq!(one.after(0, BToA).unwrap().timer, Timer::UdpOneWay);
         assert_eq!(one.after(0, AToB).unwrap().timer, Timer::UdpTwoWay);
-        assert_eq!((one.timer.idle_limit_ms(), Timer::UdpTwoWay.idle_limit_ms()), (30_000, 120_000));
+        assert_eq!(
+            (one.timer.idle_limit_ms(), Timer::UdpTwoWay.idle_limit_ms()),
+            (30_000, 120_000)
+        );
     }
 
     #[test]
     fn timer_numbers_round_trip() {
-        assert!(TIMERS.iter().all(|&timer| Timer::from_number(timer.number()) == timer));
+        assert!(
+            TIMERS
+                .iter()
+                .all(|&timer| Timer::from_number(timer.number()) == timer)
+        );
     }
 }
