@@ -5,12 +5,14 @@
 #![forbid(unsafe_code)]
 
 pub mod balancer;
+mod counters;
 pub mod key;
 pub mod mac;
 pub mod nics;
 pub mod parse;
 pub mod policy;
 pub mod slots;
+pub mod state;
 pub mod table;
 
 /// The most NICs (uplinks) that one daemon drives.

@@ -76,7 +76,11 @@ impl FromStr for Mac {
             }
             *byte = u8::from_str_radix(part, 16).map_err(|_| fail())?;
         }
-        if parts.next().is_some() { Err(fail()) } else { Ok(Mac(bytes)) }
+        if parts.next().is_some() {
+            Err(fail())
+        } else {
+            Ok(Mac(bytes))
+        }
     }
 }
 
@@ -93,7 +97,14 @@ mod tests {
 
     #[test]
     fn bad_texts_are_refused() {
-        for text in ["", "52:54:00:ab:cd", "52:54:00:ab:cd:0f:11", "52-54-00-ab-cd-0f", "5:54:0:ab:cd:0f", "+1:54:00:ab:cd:0f"] {
+        for text in [
+            "",
+            "52:54:00:ab:cd",
+            "52:54:00:ab:cd:0f:11",
+            "52-54-00-ab-cd-0f",
+            "5:54:0:ab:cd:0f",
+            "+1:54:00:ab:cd:0f",
+        ] {
             assert!(text.parse::<Mac>().is_err(), "{text}");
         }
     }
@@ -101,8 +112,18 @@ mod tests {
     #[test]
     fn kinds_of_address() {
         assert!(Mac::BROADCAST.is_group());
-        assert!("01:80:c2:00:00:0e".parse::<Mac>().unwrap().is_link_local_control());
-        assert!(!"01:80:c2:00:00:10".parse::<Mac>().unwrap().is_link_local_control());
+        assert!(
+            "01:80:c2:00:00:0e"
+                .parse::<Mac>()
+                .unwrap()
+                .is_link_local_control()
+        );
+        assert!(
+            !"01:80:c2:00:00:10"
+                .parse::<Mac>()
+                .unwrap()
+                .is_link_local_control()
+        );
         assert!(Mac::default().is_zero());
     }
 }

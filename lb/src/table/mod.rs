@@ -1,1 +1,280 @@
-//! The shared session table.
+//! The shared session table: fixed memory, one entry for both directions, readers that never wait.
+//!
+//! A key has two buckets of seven entries. It goes into the first unless that is full, so nearly every lookup reads two
+//! cache lines: the bucket's header (signatures, timers) and the entry. Full buckets make room by moving an entry
+//! to its other bucket, which fills the table to well above nine tenths. Every probe is bounded.
+
+mod bucket;
+mod expire;
+mod insert;
+mod meta;
+#[cfg(test)]
+mod tests;
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+
+use rapidhash::v3::{RapidSecrets, rapidhash_v3_micro_inline};
+
+pub(crate) use self::bucket::idle_ms as elapsed_ms;
+use self::bucket::{Bucket, LANES};
+pub use self::insert::Insertion;
+pub use self::meta::Meta;
+use crate::Millis;
+use crate::key::SessionKey;
+
+/// Keys that one batch lookup takes.
+pub const BATCH: usize = 64;
+
+/// Entries per hundred lanes that the table is sized for; beyond, insertions begin to fail now and then.
+const FILL_PERCENT: usize = 91;
+
+/// Where an entry was found, and its state then. It stays usable after the entry is gone: see [`bucket`].
+#[derive(Debug, Clone, Copy)]
+pub struct Hit {
+    bucket: u32,
+    lane: u8,
+    /// State at the time of the lookup.
+    pub meta: Meta,
+}
+
+/// What a lookup found.
+#[derive(Debug, Clone, Copy)]
+pub struct Lookup {
+    /// The key's hash, which an insertion needs again.
+    pub hash: u64,
+    /// The entry, if there is one.
+    pub hit: Option<Hit>,
+}
+
+impl Lookup {
+    /// The result before there is one.
+    pub const NONE: Lookup = Lookup { hash: 0, hit: None };
+}
+
+/// One session of the table.
+#[derive(Debug, Clone, Copy)]
+pub struct Listed {
+    /// The key.
+    pub key: SessionKey,
+    /// Pin and state.
+    pub meta: Meta,
+    /// When its last frame came.
+    pub last_seen: Millis,
+    /// Frames in both directions.
+    pub frames: u64,
+    /// Bytes in both directions.
+    pub bytes: u64,
+}
+
+/// The table. All methods take `&self` and may be called from any thread.
+pub struct SessionTable {
+    buckets: Box<[Bucket]>,
+    secrets: RapidSecrets,
+    cursor: AtomicUsize,
+}
+
+/// A key's two buckets and its signature.
+#[derive(Clone, Copy)]
+struct Place {
+    first: usize,
+    second: usize,
+    signature: u16,
+}
+
+impl SessionTable {
+    /// Allocates a table for `capacity` entries. The hash's seed is new each time, so nobody can aim at a bucket.
+    #[must_use]
+    pub fn new(capacity: usize) -> SessionTable {
+        let lanes = capacity.saturating_mul(100) / FILL_PERCENT;
+        let buckets = lanes.div_ceil(LANES).clamp(2, u32::MAX as usize);
+        SessionTable {
+            buckets: (0..buckets).map(|_| Bucket::default()).collect(),
+            secrets: RapidSecrets::seed(RandomState::new().hash_one(0u8)),
+            cursor: AtomicUsize::new(0),
+        }
+    }
+
+    /// Entries that there is memory for.
+    #[must_use]
+    pub fn lanes(&self) -> usize {
+        self.buckets.len() * LANES
+    }
+
+    /// Bytes that the table occupies.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        size_of_val(&*self.buckets)
+    }
+
+    fn hash(&self, key: &SessionKey) -> u64 {
+        rapidhash_v3_micro_inline::<true, false>(&key.bytes(), &self.secrets)
+    }
+
+    fn place(&self, hash: u64) -> Place {
+        let scale = |hash: u64| {
+            // Multiply-shift: the upper half of a 32-bit fraction times the number of buckets is below that number.
+            let scaled = (hash >> 32).wrapping_mul(self.buckets.len() as u64) >> 32;
+            usize::try_from(scaled).unwrap_or(0)
+        };
+        let first = scale(hash);
+        let mut second = scale(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        if second == first {
+            second = if first + 1 == self.buckets.len() {
+                0
+            } else {
+                first + 1
+            };
+        }
+        let [.., high, low] = hash.to_be_bytes();
+        Place {
+            first,
+            second,
+            signature: u16::from_be_bytes([high, low]).max(1),
+        }
+    }
+
+    /// Whether two hits are of one entry.
+    #[must_use]
+    pub fn same_entry(one: &Hit, other: &Hit) -> bool {
+        (one.bucket, one.lane) == (other.bucket, other.lane)
+    }
+
+    fn hit(index: usize, lane: u8, meta: Meta) -> Hit {
+        // There are no more than u32::MAX buckets.
+        Hit {
+            bucket: u32::try_from(index).unwrap_or(0),
+            lane,
+            meta,
+        }
+    }
+
+    fn bucket_of(&self, hit: &Hit) -> Option<&Bucket> {
+        self.buckets.get(hit.bucket as usize)
+    }
+
+    fn find_at(&self, place: Place, key: &SessionKey) -> Option<Hit> {
+        let words = key.words();
+        let first = &self.buckets[place.first];
+        if let Some((lane, meta)) = first.find(&words, place.signature) {
+            return Some(Self::hit(place.first, lane, meta));
+        }
+        // Most buckets have sent nobody away, so most misses end here.
+        if first.overflow.load(Relaxed) == 0 {
+            return None;
+        }
+        let (lane, meta) = self.buckets[place.second].find(&words, place.signature)?;
+        Some(Self::hit(place.second, lane, meta))
+    }
+
+    /// Looks one key up. A miss may be false for an entry on the move to its other bucket; [`SessionTable::insert`]
+    /// is sure.
+    #[must_use]
+    pub fn lookup(&self, key: &SessionKey) -> Lookup {
+        let hash = self.hash(key);
+        Lookup {
+            hash,
+            hit: self.find_at(self.place(hash), key),
+        }
+    }
+
+    /// Looks up to [`BATCH`] keys up; `None` is skipped. The memory reads of the keys overlap, so a batch
+    /// costs far less than its keys one by one when the table is larger than the caches.
+    pub fn lookup_batch(&self, keys: &[Option<&SessionKey>], lookups: &mut [Lookup; BATCH]) {
+        let mut places = [Place {
+            first: 0,
+            second: 0,
+            signature: 0,
+        }; BATCH];
+        let mut touched = 0;
+        for ((key, lookup), place) in keys.iter().zip(lookups.iter_mut()).zip(&mut places) {
+            *lookup = Lookup::NONE;
+            let Some(key) = key else { continue };
+            lookup.hash = self.hash(key);
+            *place = self.place(lookup.hash);
+        }
+        // A relaxed load whose value is not needed yet is the prefetch of safe code: the reads of a whole batch are
+        // under way before the first comparison waits for one.
+        let present = || keys.iter().zip(&places).filter(|(key, _)| key.is_some());
+        for (_, place) in present() {
+            touched ^= self.buckets[place.first].touch_header();
+        }
+        let mut elsewhere = false;
+        for (_, place) in present() {
+            let first = &self.buckets[place.first];
+            let lanes = first.lanes_with(place.signature);
+            if lanes != 0 {
+                touched ^= first.touch_entry(lanes.trailing_zeros() as usize);
+            } else if first.overflow.load(Relaxed) != 0 {
+                touched ^= self.buckets[place.second].touch_header();
+                elsewhere = true;
+            }
+        }
+        if elsewhere {
+            for (_, place) in present() {
+                if self.buckets[place.first].lanes_with(place.signature) == 0 {
+                    let second = &self.buckets[place.second];
+                    touched ^=
+                        second.touch_entry(second.lanes_with(place.signature).trailing_zeros() as usize);
+                }
+            }
+        }
+        std::hint::black_box(touched);
+        for ((key, lookup), place) in keys.iter().zip(lookups.iter_mut()).zip(&places) {
+            if let Some(key) = key {
+                lookup.hit = self.find_at(*place, key);
+            }
+        }
+    }
+
+    /// Charges frames to an entry and restarts its timer.
+    pub fn refresh(&self, hit: &Hit, now: Millis, frames: u32, bytes: u64) {
+        if let Some(bucket) = self.bucket_of(hit) {
+            bucket.refresh(usize::from(hit.lane), now, frames, bytes);
+        }
+    }
+
+    /// Replaces the state of an entry if it is still what the lookup saw; returns the new state.
+    ///
+    /// # Errors
+    /// The present state if it is another, or `None` if the entry is gone.
+    pub fn replace(&self, hit: &Hit, to: Meta) -> Result<Meta, Option<Meta>> {
+        let to = to.with_kind(hit.meta.kind());
+        let bucket = self.bucket_of(hit).ok_or(None)?;
+        bucket
+            .replace_meta(usize::from(hit.lane), hit.meta, to)
+            .map(|()| to)
+    }
+
+    /// Forgets the frames that an entry has counted.
+    pub fn clear_counters(&self, hit: &Hit) {
+        if let Some(bucket) = self.bucket_of(hit) {
+            bucket.clear_counters(usize::from(hit.lane));
+        }
+    }
+
+    /// All entries, each read as a whole, in no particular order. One that moves or goes meanwhile may be left out
+    /// or come twice.
+    pub fn iter(&self) -> impl Iterator<Item = Listed> + '_ {
+        self.buckets
+            .iter()
+            .flat_map(|bucket| (0..LANES).filter_map(|lane| bucket.snapshot(lane)))
+            .map(|entry| {
+                let bucket::Snapshot {
+                    key,
+                    meta,
+                    last_seen,
+                    frames,
+                    bytes,
+                } = entry;
+                Listed {
+                    key,
+                    meta,
+                    last_seen,
+                    frames,
+                    bytes,
+                }
+            })
+    }
+}

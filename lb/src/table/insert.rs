@@ -1,0 +1,120 @@
+//! Making entries, and making room for them.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::bucket::{LANES, LOCK_SPINS, Locked, Snapshot};
+use super::{Hit, Meta, Place, SessionTable};
+use crate::Millis;
+use crate::key::SessionKey;
+
+/// What became of an insertion.
+#[derive(Debug, Clone, Copy)]
+pub enum Insertion {
+    /// The entry is new.
+    New(Hit),
+    /// Another worker, or an earlier frame of the burst, was first.
+    Existing(Hit),
+    /// Both buckets are full and nothing in them can move, or another writer would not let go of them.
+    Full,
+}
+
+impl SessionTable {
+    /// Makes an entry unless its key has one. `hash` is from the key's lookup. `on_expired` is told the state
+    /// of entries that had timed out and were removed to make room.
+    pub fn insert(
+        &self,
+        key: &SessionKey,
+        hash: u64,
+        meta: Meta,
+        now: Millis,
+        on_expired: &mut dyn FnMut(Meta),
+    ) -> Insertion {
+        let place = self.place(hash);
+        let [.., kind] = key.words();
+        let meta = meta.with_kind(kind);
+        let entry = Snapshot {
+            key: *key,
+            meta,
+            last_seen: now,
+            frames: 0,
+            bytes: 0,
+        };
+        // Whoever inserts a key or moves it holds the lock of its first bucket, so what is not there now will not
+        // come while we hold it.
+        let Some(first) = self.buckets[place.first].lock(LOCK_SPINS) else {
+            return Insertion::Full;
+        };
+        for index in [place.first, place.second] {
+            if let Some((lane, meta)) = self.buckets[index].find(&key.words(), place.signature) {
+                return Insertion::Existing(Self::hit(index, lane, meta));
+            }
+        }
+        if let Some(lane) = self.make_room(&first, now, on_expired) {
+            first.publish(lane, place.signature, &entry);
+            return Self::inserted(place.first, lane, meta);
+        }
+        // Bounded: two workers that hold each other's second bucket both give up.
+        if let Some(second) = self.buckets[place.second].lock(LOCK_SPINS) {
+            if let Some(lane) = self.make_room(&second, now, on_expired) {
+                // Before the entry appears, so that a reader who misses it in the first bucket looks further.
+                first.bucket().overflow.fetch_add(1, Relaxed);
+                second.publish(lane, place.signature, &entry);
+                return Self::inserted(place.second, lane, meta);
+            }
+            if let Some(lane) = self.displace(&first, place.first, place) {
+                first.publish(lane, place.signature, &entry);
+                return Self::inserted(place.first, lane, meta);
+            }
+            if let Some(lane) = self.displace(&second, place.second, place) {
+                first.bucket().overflow.fetch_add(1, Relaxed);
+                second.publish(lane, place.signature, &entry);
+                return Self::inserted(place.second, lane, meta);
+            }
+        }
+        Insertion::Full
+    }
+
+    fn inserted(index: usize, lane: usize, meta: Meta) -> Insertion {
+        Insertion::New(Self::hit(index, u8::try_from(lane).unwrap_or(0), meta))
+    }
+
+    /// A free lane; entries that have timed out make way.
+    fn make_room(&self, locked: &Locked<'_>, now: Millis, on_expired: &mut dyn FnMut(Meta)) -> Option<usize> {
+        if let Some(lane) = locked.free_lane() {
+            return Some(lane);
+        }
+        self.remove_expired(locked, now, on_expired);
+        locked.free_lane()
+    }
+
+    /// Moves one entry of a full bucket to its other bucket and returns the freed lane. `held` are the buckets whose
+    /// locks the caller has. The original goes before the copy comes, so that a change of state is never made to the
+    /// wrong one of two; a reader who misses the entry meanwhile finds it when it inserts, as one of the two
+    /// locks held here is that of the entry's first bucket.
+    fn displace(&self, full: &Locked<'_>, index: usize, held: Place) -> Option<usize> {
+        for lane in 0..LANES {
+            let Some(entry) = full.bucket().snapshot(lane) else {
+                continue;
+            };
+            let place = self.place(self.hash(&entry.key));
+            let goes_home = place.first != index;
+            let target = if goes_home { place.first } else { place.second };
+            if target == held.first || target == held.second {
+                continue;
+            }
+            let Some(other) = self.buckets[target].lock(1) else {
+                continue;
+            };
+            let Some(free) = other.free_lane() else { continue };
+            if !goes_home {
+                full.bucket().overflow.fetch_add(1, Relaxed);
+            }
+            other.publish(free, place.signature, &full.remove(lane));
+            if goes_home {
+                other.bucket().overflow.fetch_sub(1, Relaxed);
+            }
+            return Some(lane);
+        }
+        None
+    }
+}

@@ -1,0 +1,118 @@
+//! The state word of an entry.
+
+use crate::Millis;
+use crate::key::KIND_MASK;
+use crate::nics::NicIndex;
+use crate::state::{Progress, Timer};
+
+/// One word that changes as a whole: `created:32 unused:16 closed:2 spoke:2 timer:4 nic:4 kind:4`.
+/// The kind is the last word of the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Meta(u64);
+
+const NIC_SHIFT: u32 = 4;
+const TIMER_SHIFT: u32 = 8;
+const SPOKE_SHIFT: u32 = 12;
+const CLOSED_SHIFT: u32 = 14;
+const CREATED_SHIFT: u32 = 32;
+const NIC_MASK: u64 = 0xf << NIC_SHIFT;
+const PROGRESS_MASK: u64 = 0xff << TIMER_SHIFT;
+
+fn progress_bits(progress: Progress) -> u64 {
+    u64::from(progress.timer.number() & 0xf) << TIMER_SHIFT
+        | u64::from(progress.spoke & 3) << SPOKE_SHIFT
+        | u64::from(progress.closed & 3) << CLOSED_SHIFT
+}
+
+impl Meta {
+    /// The state of an entry made now. [`super::SessionTable::insert`] adds the key's kind.
+    #[must_use]
+    pub fn new(nic: NicIndex, created: Millis, progress: Progress) -> Meta {
+        let nic = u64::from(nic & 0xf) << NIC_SHIFT;
+        Meta(u64::from(created) << CREATED_SHIFT | nic | progress_bits(progress))
+    }
+
+    pub(super) const fn from_word(word: u64) -> Meta {
+        Meta(word)
+    }
+
+    pub(super) const fn word(self) -> u64 {
+        self.0
+    }
+
+    pub(super) const fn kind(self) -> u64 {
+        self.0 & KIND_MASK
+    }
+
+    pub(super) const fn with_kind(self, kind: u64) -> Meta {
+        Meta(self.0 & !KIND_MASK | kind & KIND_MASK)
+    }
+
+    /// The NIC that the session is pinned to.
+    #[must_use]
+    pub const fn nic(self) -> NicIndex {
+        self.low_byte(NIC_SHIFT) & 0xf
+    }
+
+    /// The same with another NIC.
+    #[must_use]
+    pub fn with_nic(self, nic: NicIndex) -> Meta {
+        Meta(self.0 & !NIC_MASK | u64::from(nic & 0xf) << NIC_SHIFT)
+    }
+
+    /// What the session's frames have brought it to.
+    #[must_use]
+    pub fn progress(self) -> Progress {
+        Progress {
+            timer: Timer::from_number(self.low_byte(TIMER_SHIFT) & 0xf),
+            spoke: self.low_byte(SPOKE_SHIFT) & 3,
+            closed: self.low_byte(CLOSED_SHIFT) & 3,
+        }
+    }
+
+    /// The same, further on.
+    #[must_use]
+    pub fn with_progress(self, progress: Progress) -> Meta {
+        Meta(self.0 & !PROGRESS_MASK | progress_bits(progress))
+    }
+
+    /// When the session began.
+    #[must_use]
+    pub const fn created(self) -> Millis {
+        let [a, b, c, d, ..] = self.0.to_be_bytes();
+        u32::from_be_bytes([a, b, c, d])
+    }
+
+    const fn low_byte(self, shift: u32) -> u8 {
+        (self.0 >> shift).to_le_bytes()[0]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_do_not_disturb_each_other() {
+        let progress = Progress {
+            timer: Timer::UdpTwoWay,
+            spoke: 3,
+            closed: 1,
+        };
+        let meta = Meta::new(7, u32::MAX, progress).with_kind(3);
+        assert_eq!(
+            (meta.nic(), meta.created(), meta.progress(), meta.kind()),
+            (7, u32::MAX, progress, 3)
+        );
+        let next = Progress {
+            timer: Timer::TcpSyn,
+            spoke: 1,
+            closed: 0,
+        };
+        let moved = meta.with_nic(2).with_progress(next);
+        assert_eq!(
+            (moved.nic(), moved.created(), moved.progress(), moved.kind()),
+            (2, u32::MAX, next, 3)
+        );
+    }
+}
