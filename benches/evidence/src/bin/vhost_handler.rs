@@ -107,8 +107,14 @@ fn negotiated(refuse_vring_num: bool, features: bool) -> (Handler, UnixStream) {
 fn serve_qemu() -> std::io::Result<String> {
     let dir = std::env::temp_dir().join(format!("vnic-evidence-{}", std::process::id()));
     std::fs::create_dir_all(&dir)?;
-    let path = dir.join("vhost.sock");
-    let listener = UnixListener::bind(&path)?;
+    let result = serve_qemu_at(&dir.join("vhost.sock"));
+    std::fs::remove_dir_all(&dir)?;
+    result
+}
+
+/// The same, on a socket at `path`.
+fn serve_qemu_at(path: &std::path::Path) -> std::io::Result<String> {
+    let listener = UnixListener::bind(path)?;
     let mut qemu = Command::new("qemu-system-x86_64")
         .args([
             "-S",
@@ -157,7 +163,6 @@ fn serve_qemu() -> std::io::Result<String> {
     };
     qemu.kill()?;
     qemu.wait()?;
-    std::fs::remove_dir_all(&dir)?;
     Ok(last)
 }
 
