@@ -334,6 +334,13 @@ fn run(claims: &mut Claims) -> Result<()> {
         ),
     );
 
+    let second = Xsk::with_umem(region()?)?.bind("ev0", 0, libc::XDP_COPY, 0);
+    claims.check(
+        "a NIC queue takes no second socket with another UMEM",
+        second.is_err(),
+        format!("{second:?}"),
+    );
+
     let first = sockets[0].fd.as_raw_fd().cast_unsigned();
     let fd = unbound()?;
     set(&fd, libc::XDP_TX_RING, &RING)?;
