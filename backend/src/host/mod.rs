@@ -2,6 +2,7 @@
 
 pub mod activation;
 pub mod carrier;
+pub mod cpus;
 pub mod hash_key;
 pub mod interface;
 pub mod kernel;
