@@ -126,6 +126,18 @@ impl Parsed {
         (self.l3 != 0).then_some(self.protocol)
     }
 
+    /// The same number for all frames of a flow, in both directions: for spreading frames over a guest's receive queues.
+    /// Cheap and not keyed, so a sender may choose the queue; nothing worse depends on it.
+    #[must_use]
+    pub fn flow_hash(&self) -> u32 {
+        let mixed = self.key.words().into_iter().fold(0u64, |hash, word| {
+            (hash.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        });
+        // The upper half is the well-mixed one.
+        let [a, b, c, d, ..] = mixed.to_be_bytes();
+        u32::from_be_bytes([a, b, c, d])
+    }
+
     /// TCP flags ([`tcp_flag`]); 0 if there is no TCP header.
     #[must_use]
     pub const fn tcp_flags(&self) -> u8 {
