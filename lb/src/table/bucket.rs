@@ -279,11 +279,11 @@ impl Locked<'_> {
         }
         entry.meta.store(snapshot.meta.word(), Relaxed);
         entry.recent.store(
-            (snapshot.frames % FRAMES_CARRY) << BYTE_BITS | snapshot.bytes % BYTES_CARRY,
+            ((snapshot.frames % FRAMES_CARRY) << BYTE_BITS) | (snapshot.bytes % BYTES_CARRY),
             Relaxed,
         );
         entry.older.store(
-            (snapshot.frames / FRAMES_CARRY) << 32 | snapshot.bytes / BYTES_CARRY,
+            ((snapshot.frames / FRAMES_CARRY) << 32) | (snapshot.bytes / BYTES_CARRY),
             Relaxed,
         );
         self.0.last_seen[lane].store(snapshot.last_seen, Relaxed);
