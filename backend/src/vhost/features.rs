@@ -35,5 +35,21 @@ pub const OFFERED_PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeature
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
 
+/// Names of the feature bits set, as the specification has them; bits without a name here are left out.
+#[must_use]
+pub fn names(bits: u64) -> Vec<String> {
+    [
+        (VERSION_1, "VIRTIO_F_VERSION_1"),
+        (MRG_RXBUF, "VIRTIO_NET_F_MRG_RXBUF"),
+        (MQ, "VIRTIO_NET_F_MQ"),
+        (INDIRECT_DESC, "VIRTIO_F_INDIRECT_DESC"),
+        (EVENT_IDX, "VIRTIO_F_EVENT_IDX"),
+    ]
+    .into_iter()
+    .filter(|(bit, _)| bits & bit != 0)
+    .map(|(_, name)| name.to_owned())
+    .collect()
+}
+
 /// The answer to GET_MAX_MEM_SLOTS: as many as KVM long had for a guest, so no front-end needs more.
 pub const MAX_MEM_SLOTS: usize = 509;
