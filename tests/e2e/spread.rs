@@ -1,7 +1,6 @@
 //! Sessions spread over the NICs, and an operator can see it.
 
 use anyhow::Result;
-use vnic_tests::daemon::sessions_per_nic;
 use vnic_tests::fabric::PEER_IPV4;
 use vnic_tests::qemu::endpoint;
 use vnic_tests::scene::{ECHO_PORT, Scene};
