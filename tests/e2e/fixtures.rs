@@ -31,7 +31,7 @@ struct BackToBack {
 
 impl BackToBack {
     fn new(near: Distribution) -> Result<BackToBack> {
-        let fabric = Fabric::new(2, 1, near)?;
+        let fabric = Fabric::new(2, 2, near)?;
         let far = Netns::create("far")?;
         let far_switch = LagSwitch::start(
             &fabric.host,

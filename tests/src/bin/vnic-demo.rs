@@ -108,7 +108,7 @@ fn run(demo: &mut Demo, options: &Options, folder: &Path) -> Result<()> {
     demo.say(
         "Preparing the guest: Debian's cloud kernel and a small initramfs (cached after the first time)",
     );
-    let accelerator = qemu::prepare()?;
+    let accelerator = qemu::prepare_visibly()?;
 
     demo.say(
         "Building the network: two NICs (up0, up1), a switch that bundles them (LAG), and a peer behind it",
