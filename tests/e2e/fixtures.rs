@@ -1,6 +1,7 @@
 //! The fixtures themselves, without vnicd: so that a failing end-to-end test means the daemon.
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -8,7 +9,7 @@ use vnic_tests::fabric::{Fabric, PEER_INTERFACE, PEER_IPV4, PEER_IPV6};
 use vnic_tests::lag::{Distribution, LagSwitch};
 use vnic_tests::lock::MachineLock;
 use vnic_tests::netns::Netns;
-use vnic_tests::process::wait_for;
+use vnic_tests::process::{run, wait_for};
 use vnic_tests::qemu::{Guest, GuestOptions, endpoint, ping_from};
 use vnic_tests::traffic::bulk::{self, BulkPlan, BulkServer};
 use vnic_tests::traffic::echo::EchoServer;
@@ -30,7 +31,7 @@ struct BackToBack {
 
 impl BackToBack {
     fn new(near: Distribution) -> Result<BackToBack> {
-        let fabric = Fabric::new(2, 1, near)?;
+        let fabric = Fabric::new(2, 2, near)?;
         let far = Netns::create("far")?;
         let far_switch = LagSwitch::start(
             &fabric.host,
@@ -243,5 +244,92 @@ fn a_guest_boots_answers_and_reboots() -> Result<()> {
 
     guest.reboot()?;
     assert_eq!(guest.interfaces()?[0].carrier, None, "eth0 is down after a boot");
+    Ok(())
+}
+
+/// The guest's own NIC is one link of the switch: what the guest and the peer say to each other in the tests works with a
+/// virtio-net of QEMU's own, offloads included.
+#[test]
+fn a_guest_and_a_peer_talk_through_the_switch() -> Result<()> {
+    let _machine = MachineLock::acquire()?;
+    let folder = tempfile::tempdir()?;
+    let (cable, peer) = (Netns::create("cable")?, Netns::create("peer")?);
+    let link = format!("vt{}", std::process::id());
+    let mut options = GuestOptions::new("tapped", Vec::new());
+    let netdev = format!("tap,id=t0,ifname={link},script=no,downscript=no");
+    options.arguments = ["-netdev", &netdev, "-device", "virtio-net-pci,netdev=t0,romfile="]
+        .map(str::to_owned)
+        .to_vec();
+    let guest = Guest::launch(folder.path(), &options)?;
+    run(Command::new("ip").args(["link", "set", &link, "netns", cable.name()]))?;
+    cable.ip(&["link", "set", &link, "up", "txqueuelen", "10000"])?;
+    let switch = LagSwitch::start(&cable, &[link], &peer, PEER_INTERFACE, Distribution::Lag)?;
+    peer.add_address(PEER_INTERFACE, &format!("{PEER_IPV4}/24"))?;
+    peer.add_address(PEER_INTERFACE, &format!("{PEER_IPV6}/64"))?;
+    let guest = guest.booted(1)?;
+    guest.configure(
+        "eth0",
+        &[&format!("{OTHER_IPV4}/24"), &format!("{OTHER_IPV6}/64")],
+    )?;
+    assert_eq!(guest.ping(PEER_IPV4, 2, 1400)?, 2);
+    assert_eq!(ping_from(&peer, OTHER_IPV6, 2, 1400)?, 2);
+
+    let servers = peer.run(|| Ok((EchoServer::start(7)?, BulkServer::start(9)?, UdpEcho::start(7)?)))?;
+    guest.tcp_echo(7)?;
+    guest.bulk_server(9)?;
+    let plan = |address| {
+        let target = endpoint(address, 7)?;
+        Ok::<_, anyhow::Error>(SessionPlan {
+            target,
+            count: 48,
+            interval_ms: 100,
+            message_bytes: 256,
+        })
+    };
+    let from_guest = guest.start_sessions(plan(PEER_IPV4)?)?;
+    let to_guest = plan(OTHER_IPV4)?;
+    let from_peer = peer.run(|| Ok(SessionGroup::start(&to_guest)?))?;
+    wait_for("echoes both ways", PATIENCE, Duration::from_millis(100), || {
+        let least = guest
+            .sessions_progress(from_guest, false)?
+            .least_echoed()
+            .min(from_peer.progress(false).least_echoed());
+        Ok((least >= 20).then_some(()))
+    })?;
+    assert_eq!(guest.finish_sessions(from_guest)?.errors(), Vec::<String>::new());
+    assert_eq!(from_peer.finish().errors(), Vec::<String>::new());
+    assert_eq!((servers.0.stats().accepted, servers.0.stats().resets), (48, 0));
+
+    let bulk = |address| {
+        Ok::<_, anyhow::Error>(BulkPlan {
+            target: endpoint(address, 9)?,
+            bytes: 5_000_001,
+            seed: 2,
+        })
+    };
+    assert!(guest.bulk(bulk(PEER_IPV6)?)?.intact);
+    let to_guest = bulk(OTHER_IPV4)?;
+    assert!(peer.run(|| Ok(bulk::transfer(&to_guest)?))?.intact);
+    let target = endpoint(PEER_IPV6, 7)?;
+    let report = guest.udp(UdpPlan {
+        target,
+        flows: 4,
+        datagrams: 4,
+        bytes: 4000,
+        patience_ms: 2000,
+    })?;
+    assert_eq!((report.echoed, report.corrupt), (16, 0), "{report:?}");
+
+    let frame = raw::experimental_frame([0xff; 6], [2, 0, 0, 0, 0, 1], b"hello");
+    let capture = guest.start_capture("eth0", raw::EXPERIMENTAL)?;
+    peer.run(|| Ok(raw::send(PEER_INTERFACE, &frame, 1)?))?;
+    assert_eq!(
+        guest.finish_capture(capture, 2, Duration::from_millis(500))?,
+        std::slice::from_ref(&frame)
+    );
+    let capture = peer.run(|| Ok(Capture::start(PEER_INTERFACE, raw::EXPERIMENTAL)?))?;
+    guest.send_frame("eth0", frame.clone(), 1)?;
+    assert_eq!(capture.collect(2, Duration::from_millis(500))?, [frame]);
+    assert_eq!(switch.counters()[0].lost, 0);
     Ok(())
 }

@@ -205,3 +205,32 @@ fn the_host_keeps_its_network() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn two_queue_pairs_share_the_traffic() -> Result<()> {
+    let scene = Scene::with_queues(2, 2, 1, 2)?;
+    assert_eq!(
+        scene.guests[0].interfaces()?[0].rx_queues,
+        2,
+        "the guest does not see two queue pairs"
+    );
+    neighbours_and_ping(&scene)?;
+    tcp_both_ways(&scene)?;
+    bulk_both_ways(&scene)?;
+    let stats = scene.daemon()?.query("stats")?;
+    let pairs = stats["ports"][0]["queue_pairs"]
+        .as_array()
+        .expect("a list of queue pairs");
+    assert_eq!(pairs.len(), 2, "{stats}");
+    for pair in pairs {
+        assert!(
+            pair["guest_tx"]["frames"].as_u64() > Some(0),
+            "a queue pair sent nothing: {stats}"
+        );
+        assert!(
+            pair["guest_rx"]["frames"].as_u64() > Some(0),
+            "a queue pair received nothing: {stats}"
+        );
+    }
+    Ok(())
+}

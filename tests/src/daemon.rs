@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -103,6 +103,10 @@ pub fn arguments(folder: &Path, options: &DaemonOptions) -> Vec<String> {
         "--control".to_owned(),
         control_socket(folder).display().to_string(),
     ]);
+    arguments.extend([
+        "--state-dir".to_owned(),
+        folder.join("state").display().to_string(),
+    ]);
     arguments.extend(options.arguments.iter().cloned());
     arguments
 }
@@ -120,7 +124,8 @@ impl Daemon {
         let mut command = namespace.command(binary("vnicd")?);
         command
             .args(arguments(folder, options))
-            .env("RUST_BACKTRACE", "1");
+            .env("RUST_BACKTRACE", "1")
+            .env_remove("LB_ALGORITHM");
         let process = Process::start("vnicd", command, &folder.join("vnicd.log"))?;
         let mut daemon = Daemon {
             folder: folder.to_owned(),
@@ -178,17 +183,59 @@ impl Daemon {
             .with_context(|| format!("vnic {command} --json wrote no JSON: {output:.500}"))
     }
 
-    /// Whether it takes a NIC for usable.
+    /// What it reports of a NIC.
     ///
     /// # Errors
     /// If it does not know the NIC.
-    pub fn nic_is_alive(&self, nic: &str) -> Result<bool> {
+    pub fn nic(&self, id: &str) -> Result<Value> {
         let listed = self.query("nics")?;
-        let found = rows(&listed, "nics").iter().find(|row| names(row, nic));
-        match found.and_then(|row| row["alive"].as_bool()) {
-            Some(alive) => Ok(alive),
-            None => bail!("vnic nics --json says nothing of `alive` for {nic}: {listed:.500}"),
-        }
+        let rows = listed["nics"]
+            .as_array()
+            .context("the answer to `nics` has no list of them")?;
+        let found = rows.iter().find(|row| row["id"].as_str() == Some(id));
+        found
+            .cloned()
+            .with_context(|| format!("vnicd knows no NIC {id}: {listed}"))
+    }
+
+    /// Whether it sends sessions by a NIC.
+    ///
+    /// # Errors
+    /// If it does not know the NIC.
+    pub fn nic_is_alive(&self, id: &str) -> Result<bool> {
+        self.nic(id)?["alive"]
+            .as_bool()
+            .context("the report of a NIC has no `alive`")
+    }
+
+    /// How many sessions are pinned to each of the NICs, as it counts them.
+    ///
+    /// # Errors
+    /// If it does not know a NIC.
+    pub fn sessions_per_nic(&self, ids: &[String]) -> Result<Vec<u64>> {
+        let count = |id: &String| {
+            self.nic(id)?["sessions"]
+                .as_u64()
+                .context("the report of a NIC has no `sessions`")
+        };
+        ids.iter().map(count).collect()
+    }
+
+    /// How many of the sessions that it lists are pinned to each of the NICs.
+    ///
+    /// # Errors
+    /// With what `vnic` said.
+    pub fn listed_sessions_per_nic(&self, ids: &[String]) -> Result<Vec<u64>> {
+        let output = self.vnic(&["sessions", "--limit", "1000000", "--json"])?;
+        let listed: Value = serde_json::from_str(&output)?;
+        let rows = listed["sessions"]
+            .as_array()
+            .context("the answer to `sessions` has no list of them")?;
+        let on = |id: &String| rows.iter().filter(|row| row["nic"].as_str() == Some(id)).count();
+        Ok(ids
+            .iter()
+            .map(|id| u64::try_from(on(id)).unwrap_or(u64::MAX))
+            .collect())
     }
 
     /// Ends it with SIGTERM; returns the exit status and how long it took.
@@ -199,7 +246,7 @@ impl Daemon {
         self.process.terminate(STOP_LIMIT)
     }
 
-    /// Ends it with SIGKILL.
+    /// Ends it with SIGKILL, which leaves it no chance to clean up.
     ///
     /// # Errors
     /// Those of kill(2).
@@ -207,32 +254,4 @@ impl Daemon {
         self.process.signal(Signal::SIGKILL)?;
         self.process.wait(STOP_LIMIT).map(drop)
     }
-}
-
-/// The rows of an answer: the array itself, or the array under `key`.
-fn rows<'a>(answer: &'a Value, key: &str) -> &'a [Value] {
-    answer
-        .as_array()
-        .or_else(|| answer[key].as_array())
-        .map_or(&[], Vec::as_slice)
-}
-
-fn names(row: &Value, nic: &str) -> bool {
-    ["id", "name", "interface"]
-        .iter()
-        .any(|key| row[*key].as_str() == Some(nic))
-}
-
-/// How many of the sessions in the answer to `vnic sessions --json` are on each NIC.
-#[must_use]
-pub fn sessions_per_nic(listed: &Value, nics: &[String]) -> Vec<u64> {
-    let on = |nic: &String| {
-        rows(listed, "sessions")
-            .iter()
-            .filter(|row| row["nic"].as_str() == Some(nic))
-            .count()
-    };
-    nics.iter()
-        .map(|nic| u64::try_from(on(nic)).unwrap_or(u64::MAX))
-        .collect()
 }

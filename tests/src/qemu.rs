@@ -2,11 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command as Program;
+use std::process::{Command as Program, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::agent::{AgentClient, Command, Interface, Output, Reply};
 use crate::binaries::source_root;
@@ -77,6 +77,21 @@ pub fn prepare() -> Result<String> {
         Ok(accelerator) => Ok(accelerator.clone()),
         Err(reason) => bail!("no guest image: {reason}"),
     }
+}
+
+/// As [`prepare`], with the scripts' progress on stderr for whoever watches.
+///
+/// # Errors
+/// With what the scripts said.
+pub fn prepare_visibly() -> Result<String> {
+    let scripts = source_root().join("qemu");
+    for (script, arguments) in [("build-guest-image.sh", &[][..]), ("launch.sh", &["--probe"])] {
+        let mut command = Program::new(scripts.join(script));
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        let status = command.status().with_context(|| format!("starting {script}"))?;
+        ensure!(status.success(), "qemu/{script} failed: see above");
+    }
+    prepare()
 }
 
 /// A running guest; killed when dropped.

@@ -62,10 +62,18 @@ impl Scene {
     /// # Errors
     /// If anything does not start.
     pub fn set(nics: usize, workers: u32, guests: usize) -> Result<Scene> {
+        Scene::with_queues(nics, workers, guests, 1)
+    }
+
+    /// As [`Scene::set`], with several queue pairs for each guest and as many queues on each NIC.
+    ///
+    /// # Errors
+    /// If anything does not start.
+    pub fn with_queues(nics: usize, workers: u32, guests: usize, queues: u32) -> Result<Scene> {
         let machine = MachineLock::acquire()?;
         crate::qemu::prepare()?;
         let folder = tempfile::tempdir()?;
-        let fabric = Fabric::new(nics, 1, Distribution::Lag)?;
+        let fabric = Fabric::new(nics, queues, Distribution::Lag)?;
         let names: Vec<(String, String)> = (0..guests)
             .map(|index| (format!("p{index}"), guest_mac(index)))
             .collect();
@@ -73,7 +81,11 @@ impl Scene {
             .iter()
             .map(|(name, mac)| (name.as_str(), mac.as_str()))
             .collect();
-        let daemon_options = DaemonOptions::new(&ports, &fabric.nics(), workers);
+        let mut daemon_options = DaemonOptions::new(&ports, &fabric.nics(), workers);
+        daemon_options
+            .ports
+            .iter_mut()
+            .for_each(|port| port.queues = queues);
         let daemon = Some(Daemon::start(&fabric.host, folder.path(), &daemon_options)?);
         let mut scene = Scene {
             guests: Vec::new(),
@@ -99,10 +111,11 @@ impl Scene {
 
     fn launch(&self, index: usize) -> Result<Guest> {
         let socket = port_socket(self.folder.path(), &format!("p{index}"));
+        let queues = self.daemon_options.ports[index].queues;
         let vnic = Vnic {
             socket,
             mac: guest_mac(index),
-            queues: 1,
+            queues,
         };
         Guest::launch(
             self.folder.path(),

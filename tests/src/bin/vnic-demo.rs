@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use vnic_tests::daemon::{Daemon, DaemonOptions, sessions_per_nic};
+use vnic_tests::daemon::{Daemon, DaemonOptions};
 use vnic_tests::fabric::{Fabric, GUEST_IPV4, PEER_IPV4};
 use vnic_tests::lag::{Distribution, LinkCounters};
 use vnic_tests::lock::MachineLock;
@@ -108,7 +108,7 @@ fn run(demo: &mut Demo, options: &Options, folder: &Path) -> Result<()> {
     demo.say(
         "Preparing the guest: Debian's cloud kernel and a small initramfs (cached after the first time)",
     );
-    let accelerator = qemu::prepare()?;
+    let accelerator = qemu::prepare_visibly()?;
 
     demo.say(
         "Building the network: two NICs (up0, up1), a switch that bundles them (LAG), and a peer behind it",
@@ -335,10 +335,9 @@ fn traffic(
 }
 
 fn spread(demo: &mut Demo, fabric: &Fabric, daemon: &Daemon, before: &[LinkCounters]) -> Result<()> {
-    let listed = daemon.query("sessions")?;
-    let sessions = sessions_per_nic(&listed, &fabric.nics());
+    let sessions = daemon.sessions_per_nic(&fabric.nics())?;
     let (holds, figure) = shares(&sessions);
-    demo.check("sessions spread over both NICs (vnic sessions)", holds, figure);
+    demo.check("sessions spread over both NICs (vnic nics)", holds, figure);
     let now = fabric.counters();
     let pairs = || now.iter().zip(before);
     let sent: Vec<u64> = pairs().map(|(now, then)| now.to_peer - then.to_peer).collect();
