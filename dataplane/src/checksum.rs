@@ -61,7 +61,7 @@ mod tests {
             total += u32::from(word);
             total = (total & 0xffff) + (total >> 16);
         }
-        total as u16
+        u16::try_from(total).unwrap()
     }
 
     #[test]

@@ -245,7 +245,7 @@ mod tests {
     use crate::memory::frames::Census;
 
     fn pattern(len: usize) -> Vec<u8> {
-        (0..len).map(|at| (at % 253) as u8).collect()
+        (0..253).cycle().take(len).collect()
     }
 
     #[test]

@@ -219,7 +219,9 @@ impl Mapping {
         let end = count
             .checked_mul(size_of::<T>())
             .and_then(|bytes| bytes.checked_add(offset));
-        if end.is_none_or(|end| end > self.bytes) || (self.address() + offset) % align_of::<T>() != 0 {
+        if end.is_none_or(|end| end > self.bytes)
+            || !(self.address() + offset).is_multiple_of(align_of::<T>())
+        {
             return Err(io::Error::other(
                 "the kernel describes a ring that is not inside its mapping",
             ));

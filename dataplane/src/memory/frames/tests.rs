@@ -5,7 +5,11 @@ use proptest::prelude::*;
 use super::*;
 
 fn pattern(len: usize, seed: u8) -> Vec<u8> {
-    (0..len).map(|at| seed.wrapping_add((at % 251) as u8)).collect()
+    (0..251)
+        .map(|byte: u8| byte.wrapping_add(seed))
+        .cycle()
+        .take(len)
+        .collect()
 }
 
 fn bytes_of(memory: &FrameMemory, frame: &Frame) -> Vec<u8> {
@@ -214,7 +218,7 @@ proptest! {
             match step {
                 Step::Alloc(len) => {
                     if let Some(mut frame) = chunks.alloc(len) {
-                        let bytes = pattern(len, number as u8);
+                        let bytes = pattern(len, u8::try_from(number).unwrap());
                         memory.write(&mut frame, 0, &bytes);
                         frames.push_back((frame, bytes));
                     }
