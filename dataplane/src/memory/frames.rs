@@ -69,8 +69,8 @@ pub enum ChunkState {
     Quarantined(u8),
 }
 
-/// One opened NIC queue, as the states name it: the NIC's index and a serial number that no two living queues share, so
-/// that a NIC's several queues, and an old and a new socket of one queue, are told apart.
+/// One opened NIC queue, as the states name it: the NIC's index and a serial number that no two living queues of a NIC share (it
+/// would take 65,536 openings while one of them stays open), so that a NIC's several queues, and an old and a new socket of one queue, are told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct QueueOwner(u32);
 

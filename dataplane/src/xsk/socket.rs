@@ -15,6 +15,9 @@ use crate::memory::frames::{CHUNK_SIZE_U32, FrameMemory, QueueOwner};
 /// Time between two attempts to bind a queue that is busy.
 const BIND_PAUSE: Duration = Duration::from_millis(5);
 
+/// The kernel's internal "not supported" (linux/errno.h), which some drivers let out.
+const ENOTSUPP: i32 = 524;
+
 /// What to ask of a driver that may or may not have zero-copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ZeroCopy {
@@ -120,7 +123,7 @@ pub enum XskError {
         ifname: String,
         /// Queue.
         queue: u32,
-        /// EOPNOTSUPP or EINVAL.
+        /// EOPNOTSUPP, or what the driver says instead.
         source: io::Error,
     },
     /// Another socket has the queue.
@@ -341,12 +344,12 @@ fn bind(config: &XskConfig, fd: &OwnedFd) -> Result<bool, XskError> {
                     Ok(()) => return Ok(multi_buffer != 0),
                     Err(error) => last = error,
                 }
-                // Only "no such mode" is a reason to try a lesser one.
                 if !is_unsupported(&last) {
                     break;
                 }
             }
-            if !is_unsupported(&last) {
+            // Drivers refuse zero-copy with whatever code they like; only a busy queue says nothing about the mode.
+            if last.raw_os_error() == Some(libc::EBUSY) {
                 break;
             }
         }
@@ -397,6 +400,16 @@ impl XskConfig {
     fn error(&self, step: &'static str, memory: &impl Pinned, source: io::Error) -> XskError {
         let (ifname, queue) = (self.ifname.clone(), self.queue);
         match (step, source.raw_os_error()) {
+            // The socket was made and memory pinned, so privileges are not what is missing.
+            ("bind", Some(libc::EOPNOTSUPP | ENOTSUPP | libc::EPERM | libc::ENOENT))
+                if self.zerocopy == ZeroCopy::Require =>
+            {
+                XskError::NoZeroCopy {
+                    ifname,
+                    queue,
+                    source,
+                }
+            }
             ("socket", Some(libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT | libc::EINVAL)) => {
                 XskError::NoAfXdp(source)
             }
@@ -409,11 +422,6 @@ impl XskConfig {
                 ifname,
                 queue,
                 bytes: memory.bytes(),
-                source,
-            },
-            ("bind", Some(libc::EOPNOTSUPP)) if self.zerocopy == ZeroCopy::Require => XskError::NoZeroCopy {
-                ifname,
-                queue,
                 source,
             },
             ("bind", Some(libc::ENODEV | libc::EINVAL)) => XskError::NoQueue {
