@@ -2,6 +2,7 @@
 //!
 //! `unsafe` lives in [`memory`], [`virtq`] and [`xsk`]; everything else here is safe code over their types.
 
+pub mod checksum;
 pub mod group;
 pub mod memory;
 pub mod nic;

@@ -1,1 +1,340 @@
-//! The in-memory twin of a NIC queue.
+//! The in-memory twin of a NIC queue: bounded rings, the same chunk states, and a [`MemoryPeer`] in the place of the kernel and
+//! the wire.
+
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use crossbeam_queue::ArrayQueue;
+
+use super::{NicRx, NicRxCounters, NicTx, NicTxCounters};
+use crate::memory::frames::{
+    ChunkCache, Frame, FrameMemory, HEADROOM, MAX_SEGMENTS, QueueOwner, SEGMENT_SIZE,
+};
+
+/// What the two halves and the peer share.
+struct Wire {
+    memory: Arc<FrameMemory>,
+    owner: QueueOwner,
+    /// Addresses of chunks to receive into.
+    fill: ArrayQueue<u64>,
+    arrived: ArrayQueue<Frame>,
+    /// Flushed and not yet collected; the chunks are in state Tx.
+    sending: ArrayQueue<Frame>,
+    completed: ArrayQueue<Frame>,
+}
+
+impl Wire {
+    fn new(nic: u8, memory: &Arc<FrameMemory>, depth: usize) -> Wire {
+        let depth = depth.max(1);
+        Wire {
+            memory: memory.clone(),
+            owner: QueueOwner::new(nic),
+            fill: ArrayQueue::new(depth),
+            arrived: ArrayQueue::new(depth),
+            sending: ArrayQueue::new(depth),
+            completed: ArrayQueue::new(depth),
+        }
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        while let Some(frame) = self.arrived.pop() {
+            self.memory.free_to_pool(frame);
+        }
+        // No kernel is behind these: what was on its rings is free at once.
+        self.memory.quarantine(self.owner);
+        self.memory.release(self.owner);
+    }
+}
+
+/// Receiving half of the twin.
+pub struct MemoryRx {
+    wire: Arc<Wire>,
+    counters: NicRxCounters,
+}
+
+/// Sending half of the twin.
+pub struct MemoryTx {
+    wire: Arc<Wire>,
+    /// Sent and not flushed.
+    queued: VecDeque<Frame>,
+    /// Flushed into a sink and not reaped.
+    swallowed: Vec<Frame>,
+    depth: usize,
+    frames_in_flight: usize,
+    chunks_in_flight: usize,
+    sink: bool,
+    counters: NicTxCounters,
+}
+
+/// The wire's other end: gives frames to the twin, and takes those that it sends.
+pub struct MemoryPeer {
+    wire: Arc<Wire>,
+}
+
+/// A NIC queue whose rings hold `depth` frames (at least 1) each way.
+#[must_use]
+pub fn pair(nic: u8, memory: &Arc<FrameMemory>, depth: usize) -> (MemoryRx, MemoryTx, MemoryPeer) {
+    let wire = Arc::new(Wire::new(nic, memory, depth));
+    let rx = MemoryRx {
+        wire: wire.clone(),
+        counters: NicRxCounters::default(),
+    };
+    (rx, MemoryTx::new(wire.clone(), false), MemoryPeer { wire })
+}
+
+/// A sending half that swallows: everything flushed is completed at once, nobody collects it, and it costs next to nothing.
+#[must_use]
+pub fn sink(nic: u8, memory: &Arc<FrameMemory>, depth: usize) -> MemoryTx {
+    MemoryTx::new(Arc::new(Wire::new(nic, memory, depth)), true)
+}
+
+impl NicRx for MemoryRx {
+    fn receive(&mut self, _chunks: &mut ChunkCache, out: &mut Vec<Frame>, max: usize) -> usize {
+        let mut count = 0;
+        while count < max {
+            let Some(frame) = self.wire.arrived.pop() else {
+                break;
+            };
+            self.counters.bytes += frame.len() as u64;
+            out.push(frame);
+            count += 1;
+        }
+        self.counters.frames += count as u64;
+        count
+    }
+
+    fn refill(&mut self, chunks: &mut ChunkCache) {
+        let wire = &self.wire;
+        for _ in wire.fill.len()..wire.fill.capacity() {
+            let Some(address) = chunks.take_for_fill(wire.owner) else {
+                return;
+            };
+            if wire.fill.push(address).is_err() {
+                wire.memory.skip_received(wire.owner, chunks, address);
+            }
+        }
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn counters(&self) -> NicRxCounters {
+        self.counters
+    }
+}
+
+impl MemoryTx {
+    fn new(wire: Arc<Wire>, sink: bool) -> MemoryTx {
+        let depth = wire.sending.capacity();
+        MemoryTx {
+            wire,
+            queued: VecDeque::with_capacity(depth),
+            swallowed: Vec::with_capacity(depth),
+            depth,
+            frames_in_flight: 0,
+            chunks_in_flight: 0,
+            sink,
+            counters: NicTxCounters::default(),
+        }
+    }
+
+    fn complete(&mut self, chunks: &mut ChunkCache, frame: Frame) -> usize {
+        let count = frame.segment_count();
+        self.frames_in_flight -= 1;
+        self.chunks_in_flight -= count;
+        self.wire.memory.mark_sent(self.wire.owner, &frame);
+        chunks.free(frame);
+        count
+    }
+}
+
+impl NicTx for MemoryTx {
+    fn send(&mut self, frames: &mut VecDeque<Frame>) -> usize {
+        let mut count = 0;
+        while self.frames_in_flight < self.depth {
+            let Some(frame) = frames.pop_front() else { break };
+            self.wire.memory.mark_sending(self.wire.owner, &frame);
+            self.frames_in_flight += 1;
+            self.chunks_in_flight += frame.segment_count();
+            self.counters.frames += 1;
+            self.counters.bytes += frame.len() as u64;
+            self.queued.push_back(frame);
+            count += 1;
+        }
+        count
+    }
+
+    fn flush(&mut self) {
+        if self.sink {
+            self.swallowed.extend(self.queued.drain(..));
+            return;
+        }
+        while let Some(frame) = self.queued.pop_front() {
+            if let Err(frame) = self.wire.sending.push(frame) {
+                self.queued.push_front(frame);
+                return;
+            }
+        }
+    }
+
+    fn reap(&mut self, chunks: &mut ChunkCache) -> usize {
+        let mut count = 0;
+        while let Some(frame) = self.swallowed.pop().or_else(|| self.wire.completed.pop()) {
+            count += self.complete(chunks, frame);
+        }
+        count
+    }
+
+    fn in_flight(&self) -> usize {
+        self.chunks_in_flight
+    }
+
+    fn counters(&self) -> NicTxCounters {
+        self.counters
+    }
+}
+
+impl MemoryPeer {
+    /// Sends a frame to the twin; `false` when it offers too few chunks, its ring is full, or the frame needs more than
+    /// [`MAX_SEGMENTS`].
+    pub fn inject(&mut self, bytes: &[u8]) -> bool {
+        let wire = &self.wire;
+        let count = bytes.len().div_ceil(SEGMENT_SIZE).max(1);
+        if count > MAX_SEGMENTS || wire.arrived.is_full() || wire.fill.len() < count {
+            return false;
+        }
+        let mut frame = None;
+        for segment in 0..count {
+            let len = (bytes.len() - segment * SEGMENT_SIZE).min(SEGMENT_SIZE);
+            let Some(address) = wire.fill.pop() else { break };
+            let len = u32::try_from(len).unwrap_or(0);
+            frame = wire
+                .memory
+                .take_received(wire.owner, frame, address + HEADROOM as u64, len)
+                .ok();
+        }
+        let Some(mut frame) = frame else { return false };
+        wire.memory.write(&mut frame, 0, bytes);
+        if let Err(frame) = wire.arrived.push(frame) {
+            wire.memory.free_to_pool(frame);
+            return false;
+        }
+        true
+    }
+
+    /// Takes the next frame that the twin has sent and flushed, and completes it.
+    pub fn collect(&mut self) -> Option<Vec<u8>> {
+        let frame = self.wire.sending.pop()?;
+        let bytes = self.wire.memory.segments(&frame).flatten().copied().collect();
+        if let Err(frame) = self.wire.completed.push(frame) {
+            // Cannot be: no more are in flight than the ring holds.
+            self.wire.memory.mark_sent(self.wire.owner, &frame);
+            self.wire.memory.free_to_pool(frame);
+        }
+        Some(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::frames::Census;
+
+    fn pattern(len: usize) -> Vec<u8> {
+        (0..253).cycle().take(len).collect()
+    }
+
+    #[test]
+    fn frames_pass_both_ways_and_chunks_return() {
+        let memory = FrameMemory::new(64).unwrap();
+        let mut chunks = ChunkCache::new(memory.clone());
+        let (mut rx, mut tx, mut peer) = pair(2, &memory, 8);
+        assert!(!peer.inject(&pattern(60)), "nothing was offered");
+        rx.refill(&mut chunks);
+        assert_eq!(memory.census().fill, 8);
+        let mut out = Vec::new();
+        for len in [60, 1514, 9014] {
+            assert!(peer.inject(&pattern(len)));
+        }
+        assert!(!peer.inject(&pattern(16_000)));
+        assert_eq!(rx.receive(&mut chunks, &mut out, 2), 2);
+        assert_eq!(rx.receive(&mut chunks, &mut out, 2), 1);
+        let mut queue = VecDeque::from(out);
+        assert_eq!(tx.send(&mut queue), 3);
+        assert!(peer.collect().is_none(), "not flushed yet");
+        tx.flush();
+        assert_eq!((tx.in_flight(), tx.reap(&mut chunks)), (5, 0));
+        for len in [60, 1514, 9014] {
+            assert_eq!(peer.collect().unwrap(), pattern(len));
+        }
+        assert_eq!(tx.reap(&mut chunks), 5);
+        assert_eq!(tx.in_flight(), 0);
+        drop((rx, tx, peer));
+        assert_eq!(
+            memory.census(),
+            Census {
+                free: 64,
+                ..Census::default()
+            }
+        );
+        assert_eq!(memory.state_errors(), 0);
+    }
+
+    #[test]
+    fn a_full_ring_pushes_back() {
+        let memory = FrameMemory::new(64).unwrap();
+        let mut chunks = ChunkCache::new(memory.clone());
+        let (_rx, mut tx, mut peer) = pair(0, &memory, 2);
+        let mut queue: VecDeque<_> = (0..5).filter_map(|_| chunks.alloc(60)).collect();
+        assert_eq!(tx.send(&mut queue), 2);
+        tx.flush();
+        assert_eq!(tx.send(&mut queue), 0);
+        assert!(peer.collect().is_some());
+        assert_eq!(tx.send(&mut queue), 0, "collected, not reaped");
+        tx.reap(&mut chunks);
+        assert_eq!(tx.send(&mut queue), 1);
+        assert_eq!(queue.len(), 2);
+        for frame in queue {
+            chunks.free(frame);
+        }
+    }
+
+    #[test]
+    fn a_sink_swallows_for_ever() {
+        let memory = FrameMemory::new(64).unwrap();
+        let mut chunks = ChunkCache::new(memory.clone());
+        let mut tx = sink(1, &memory, 16);
+        for _ in 0..100 {
+            let mut queue: VecDeque<_> = (0..16).filter_map(|_| chunks.alloc(60)).collect();
+            assert_eq!(tx.send(&mut queue), 16);
+            tx.flush();
+            assert_eq!(tx.reap(&mut chunks), 16);
+        }
+        assert_eq!(tx.counters().frames, 1600);
+    }
+
+    #[test]
+    fn dropping_everything_frees_what_was_under_way() {
+        let memory = FrameMemory::new(64).unwrap();
+        let mut chunks = ChunkCache::new(memory.clone());
+        let (mut rx, mut tx, mut peer) = pair(0, &memory, 4);
+        rx.refill(&mut chunks);
+        assert!(peer.inject(&pattern(100)));
+        let mut queue: VecDeque<_> = (0..4).filter_map(|_| chunks.alloc(60)).collect();
+        tx.send(&mut queue);
+        tx.flush();
+        assert!(peer.collect().is_some());
+        drop((rx, tx, peer));
+        assert_eq!(
+            memory.census(),
+            Census {
+                free: 64,
+                ..Census::default()
+            }
+        );
+    }
+}

@@ -67,4 +67,6 @@ pub struct NicTxCounters {
     pub kernel_invalid: u64,
     /// Kicks (system calls) made.
     pub kicks: u64,
+    /// Frames dropped because they have several segments and the socket can send only one (no multi-buffer).
+    pub too_long: u64,
 }
