@@ -1,0 +1,235 @@
+//! Chains of descriptors, gathered into host segments that were checked once.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::memory::guest::{GuestMemory, Window};
+
+/// Segments that a batch has room for: a chain that alone needs more is an absurd way to describe a frame.
+pub(super) const MAX_SEGMENTS: usize = 1024;
+
+/// Chains that a batch has room for.
+pub(super) const MAX_CHAINS: usize = 256;
+
+/// Which descriptors of a chain are wanted, as the device sees them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// Those it may read: guest TX.
+    Readable,
+    /// Those it may write: guest RX.
+    Writable,
+}
+
+/// A gathered chain. It stands for the chain in the calls of the ring that it came from, until the ring gathers anew.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Chain {
+    /// The descriptor that the used element names.
+    pub(super) id: u16,
+    first: usize,
+    segments: usize,
+    len: u32,
+    truncated: bool,
+}
+
+impl Chain {
+    /// Bytes in the descriptors of the wanted direction.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Whether the chain has more segments than are kept; [`Chain::len`] counts those kept.
+    #[inline]
+    pub(crate) fn is_truncated(&self) -> bool {
+        self.truncated
+    }
+}
+
+/// A place in a batch, for writing across descriptors and chains.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cursor {
+    segment: usize,
+    offset: usize,
+}
+
+/// Bytes of the guest's memory that lie together in ours. Never empty.
+#[derive(Clone, Copy)]
+struct Segment {
+    host: NonNull<u8>,
+    len: u32,
+}
+
+// SAFETY: an address belongs to no thread; the batch holds the map that keeps it valid.
+unsafe impl Send for Segment {}
+
+/// Why a buffer cannot be added to a batch.
+pub(super) enum Refusal {
+    /// No room; adding it to an emptier batch may work.
+    Full,
+    /// It is not within the guest's memory.
+    OutsideMemory,
+}
+
+/// The chains of a burst. Every segment lies in `memory`, and only [`Batch::push`] adds them: that is what the
+/// unsafe blocks here rest on.
+pub(super) struct Batch {
+    memory: Arc<GuestMemory>,
+    window: Window,
+    /// Never grows beyond the capacity it was made with.
+    segments: Vec<Segment>,
+    /// Likewise.
+    chains: Vec<Chain>,
+    /// The chain that is being gathered: its first segment and its bytes.
+    open: (usize, u32),
+}
+
+// SAFETY: the only part that is not Send is the address in the window, which belongs to no thread.
+unsafe impl Send for Batch {}
+
+impl Batch {
+    pub(super) fn new(memory: Arc<GuestMemory>) -> Batch {
+        Batch {
+            memory,
+            window: Window::EMPTY,
+            segments: Vec::with_capacity(MAX_SEGMENTS),
+            chains: Vec::with_capacity(MAX_CHAINS),
+            open: (0, 0),
+        }
+    }
+
+    pub(super) fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.segments.clear();
+        self.chains.clear();
+        self.open = (0, 0);
+    }
+
+    pub(super) fn chains(&self) -> &[Chain] {
+        &self.chains
+    }
+
+    /// Whether the batch cannot take one chain more, however short.
+    pub(super) fn is_full(&self) -> bool {
+        self.chains.len() == MAX_CHAINS
+    }
+
+    /// Adds a buffer to the open chain, split where it crosses regions. After a refusal the chain must be aborted or closed.
+    #[inline]
+    pub(super) fn push(&mut self, mut addr: u64, mut len: u32) -> Result<(), Refusal> {
+        while len > 0 {
+            let (host, here) = self
+                .memory
+                .resolve(&mut self.window, addr, len)
+                .ok_or(Refusal::OutsideMemory)?;
+            if self.segments.len() == MAX_SEGMENTS {
+                return Err(Refusal::Full);
+            }
+            self.segments.push(Segment { host, len: here });
+            self.open.1 = self.open.1.saturating_add(here);
+            len -= here;
+            // Wraps only behind the last byte of the address space, where no region begins.
+            addr = addr.wrapping_add(u64::from(here));
+        }
+        Ok(())
+    }
+
+    /// Ends the open chain.
+    pub(super) fn close(&mut self, id: u16, truncated: bool) {
+        let (first, len) = self.open;
+        self.chains.push(Chain {
+            id,
+            first,
+            segments: self.segments.len() - first,
+            len,
+            truncated,
+        });
+        self.open = (self.segments.len(), 0);
+    }
+
+    /// Forgets the open chain.
+    pub(super) fn abort(&mut self) {
+        self.segments.truncate(self.open.0);
+        self.open.1 = 0;
+    }
+
+    fn segments_of(&self, chain: &Chain) -> &[Segment] {
+        self.segments
+            .get(chain.first..chain.first + chain.segments)
+            .unwrap_or_default()
+    }
+
+    /// Copies bytes from the start of a chain; each byte of the guest's memory is read exactly once. Returns whether the
+    /// chain has that many.
+    pub(super) fn read_once(&self, chain: &Chain, out: &mut [u8]) -> bool {
+        if chain.len() < out.len() {
+            return false;
+        }
+        let mut out = out.iter_mut();
+        for segment in self.segments_of(chain) {
+            for at in 0..segment.len as usize {
+                let Some(byte) = out.next() else { return true };
+                // SAFETY: at < segment.len, and the segment lies in `self.memory`. Volatile: the guest may write at the
+                // same time, and what is checked must be what was read.
+                *byte = unsafe { segment.host.add(at).read_volatile() };
+            }
+        }
+        out.next().is_none()
+    }
+
+    /// Hands over the chain's bytes from `skip` on, segment by segment. They may change at any moment, so the only
+    /// thing to do with them is to copy them away.
+    #[inline]
+    pub(super) fn for_each_readable(&self, chain: &Chain, mut skip: usize, mut copy: impl FnMut(&[u8])) {
+        for segment in self.segments_of(chain) {
+            let len = segment.len as usize;
+            if skip >= len {
+                skip -= len;
+                continue;
+            }
+            // SAFETY: skip < len, and the segment's len bytes lie in `self.memory`, mapped while it lives. The guest may
+            // write to them meanwhile; the callers' closures only copy, so no decision rests on two reads agreeing.
+            copy(unsafe { std::slice::from_raw_parts(segment.host.add(skip).as_ptr(), len - skip) });
+            skip = 0;
+        }
+    }
+
+    /// The place of a chain's first byte.
+    pub(super) fn cursor(&self, chain: &Chain) -> Cursor {
+        Cursor {
+            segment: chain.first,
+            offset: 0,
+        }
+    }
+
+    /// Writes bytes from the cursor on, across segments and chains. Returns how many there was room for.
+    #[inline]
+    pub(super) fn write(&self, cursor: &mut Cursor, mut bytes: &[u8]) -> usize {
+        let wanted = bytes.len();
+        while !bytes.is_empty() {
+            let Some(segment) = self.segments.get(cursor.segment) else {
+                break;
+            };
+            let len = segment.len as usize;
+            if cursor.offset >= len {
+                *cursor = Cursor {
+                    segment: cursor.segment + 1,
+                    offset: 0,
+                };
+                continue;
+            }
+            let here = bytes.len().min(len - cursor.offset);
+            // SAFETY: offset + here <= len, and the segment's len bytes lie in `self.memory`, mapped for writing while it
+            // lives. `bytes` is our own memory, which no guest memory overlaps.
+            unsafe {
+                let to = segment.host.add(cursor.offset);
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), here);
+            }
+            cursor.offset += here;
+            bytes = &bytes[here..];
+        }
+        wanted - bytes.len()
+    }
+}
