@@ -9,6 +9,8 @@ mod notify;
 mod split;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
