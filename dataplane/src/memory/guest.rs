@@ -4,12 +4,14 @@
 //! the map it was started with for as long as it may hold a pointer into it.
 
 mod region;
+mod sigbus;
 
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use region::Region;
+pub use sigbus::lost_pages;
 
 /// Most regions of one map: QEMU's own limit for memory slots (vhost-user GET_MAX_MEM_SLOTS).
 pub const MAX_REGIONS: usize = 509;
@@ -107,6 +109,16 @@ pub enum GuestMemoryError {
         size: u64,
         /// The kernel's answer.
         source: std::io::Error,
+    },
+    /// All guests together have more regions than can be guarded against a file that shrinks.
+    #[error(
+        "no memory region at guest address {guest_addr:#x}: all ports together already have {}; use fewer memory \
+         slots per guest or fewer guests per daemon",
+        sigbus::MAX_GUARDS
+    )]
+    TooManyMappings {
+        /// The region.
+        guest_addr: u64,
     },
     /// REM_MEM_REG names a region that is not in the map.
     #[error("no memory region at guest address {guest_addr:#x}, user address {user_addr:#x}, size {size:#x}")]

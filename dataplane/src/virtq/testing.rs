@@ -257,6 +257,11 @@ impl Driver {
         self.put_u16(AVAIL, flags);
     }
 
+    /// Cuts the file behind the guest's memory to nothing.
+    pub(crate) fn shrink(&self) {
+        self.file.set_len(0).unwrap();
+    }
+
     /// Notifications since the last look.
     pub(crate) fn calls(&self) -> u64 {
         self.spec.call.as_ref().map_or(0, |fd| fd.read().unwrap_or(0))

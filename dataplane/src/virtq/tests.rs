@@ -276,7 +276,7 @@ fn indirect_tables_of_every_wrong_kind() {
             Err(RingError::IndirectOutsideMemory { head: 0, .. })
         ));
     }
-    // The second descriptor's address would overflow.
+    // A table need not be used in order or in full.
     let mut driver = Driver::new(8, 0);
     driver.desc(0, EDGE, 64, INDIRECT, 0);
     driver.put_desc(EDGE, 0, SCRATCH, 0, NEXT, 3);

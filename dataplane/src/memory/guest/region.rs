@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
-use super::{GuestMemoryError, RegionSpec};
+use super::{GuestMemoryError, RegionSpec, sigbus};
 
 /// A part of the guest's memory, mapped for reading and writing; unmapped when the last map that has it goes.
 #[derive(Debug)]
@@ -13,6 +13,8 @@ pub(super) struct Region {
     pub(super) guest_addr: u64,
     pub(super) user_addr: u64,
     pub(super) size: u64,
+    /// Before the mapping, so that it is dropped before: nothing may be guarded that could be someone else's.
+    _guard: sigbus::Guard,
     mapping: Mapping,
     /// Where the region begins in the mapping, which has to begin on a page of the file.
     lead: usize,
@@ -72,10 +74,14 @@ impl Region {
         let offset = libc::off_t::try_from(begin).map_err(|_| too_large())?;
         let lead = usize::try_from(mmap_offset - begin).map_err(|_| too_large())?;
         let mapping = Mapping::new(&spec.fd, offset, len).map_err(map)?;
+        let page = usize::try_from(page).map_err(|_| too_large())?;
+        let guard = sigbus::Guard::new(mapping.addr.as_ptr().addr(), len, page)
+            .ok_or(GuestMemoryError::TooManyMappings { guest_addr })?;
         Ok(Region {
             guest_addr,
             user_addr,
             size,
+            _guard: guard,
             mapping,
             lead,
         })

@@ -182,3 +182,57 @@ fn adding_and_removing_share_the_other_mappings() {
     assert_eq!(rest.host_of_user(0x20_0000, 1), two.host_of_user(0x20_0000, 1));
     assert!(rest.without_region(0x1000, 0x20_0000, 0x1000).unwrap().is_empty());
 }
+
+#[test]
+fn a_file_that_shrinks_after_mapping_costs_its_owner_only() {
+    let fd = memfd(0x3000);
+    let memory = GuestMemory::new(&[spec(0, 0, 0x3000, 0, &fd)]).unwrap();
+    File::from(fd.try_clone().unwrap()).set_len(0x1000).unwrap();
+    let before = lost_pages();
+    let at = |addr| memory.host_of_user(addr, 8).unwrap().cast::<u64>();
+    // SAFETY: aligned places within the mapping; what lies behind the file's end is what is being tested.
+    unsafe {
+        at(0x1008).write_volatile(7);
+        assert_eq!(at(0x1008).read_volatile(), 7);
+        assert_eq!(at(0x2000).read_volatile(), 0);
+        at(0).write_volatile(1);
+    }
+    assert!(lost_pages() >= before + 2);
+}
+
+#[test]
+fn a_sigbus_anywhere_else_still_kills() {
+    use nix::sys::signal::Signal;
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, fork};
+
+    let fd = memfd(0x1000);
+    let _guarded = GuestMemory::new(&[spec(0, 0, 0x1000, 0, &fd)]).unwrap();
+    let own = memfd(0);
+    let raw = std::os::fd::AsRawFd::as_raw_fd(&*own);
+    // SAFETY: a new mapping, where the kernel likes.
+    let page = unsafe {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        libc::mmap(std::ptr::null_mut(), 0x1000, prot, libc::MAP_SHARED, raw, 0)
+    };
+    assert_ne!(page, libc::MAP_FAILED);
+    // SAFETY: the child does nothing but touch memory and exit.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            // SAFETY: mapped, though behind the file's end; _exit ends the child without running anything of the parent's.
+            unsafe {
+                page.cast::<u8>().read_volatile();
+                libc::_exit(0);
+            }
+        }
+        ForkResult::Parent { child } => {
+            let status = waitpid(child, None).unwrap();
+            assert!(
+                matches!(status, WaitStatus::Signaled(_, Signal::SIGBUS, _)),
+                "{status:?}"
+            );
+        }
+    }
+    // SAFETY: the page that was mapped above, used by nobody.
+    unsafe { libc::munmap(page, 0x1000) };
+}
