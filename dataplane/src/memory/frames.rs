@@ -1,34 +1,172 @@
-//! TESTONLY stand-in for frame memory.
-#![allow(missing_docs, clippy::unwrap_used)]
+//! Frame memory: one memfd-backed region cut into chunks, registered with every NIC queue, with a state for
+//! every chunk.
+//!
+//! One region for the whole daemon, so that a frame that any worker holds can be sent on any NIC. A [`Frame`] is an owning
+//! token: who holds it may read and write its bytes, nobody else can, and it must be given back.
+//!
+//! # Who may touch a chunk
+//!
+//! Each chunk has a [`ChunkState`], and only the party that the state names may move it on:
+//!
+//! ```text
+//!            alloc                        send
+//!   Free ------------> Held (a Frame) -------------> Tx(queue)
+//!   ^ ^  <------------   ^                               |
+//!   | |      free        | receive                       | reap (completion)
+//!   | |                  |                               |
+//!   | +---------------- Fill(queue) <--- refill --- Free <
+//!   |                      |
+//!   +-- Quarantined <------+---- socket retired (also from Tx)
+//! ```
+//!
+//! Every arrow checks the state it comes from. A mismatch (a kernel that returns an address twice, or a coding error) is counted
+//! in [`FrameMemory::state_errors`] and the chunk is left where it is: a lost chunk is better than one with two owners.
 
-use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
+mod cache;
+mod region;
+#[cfg(test)]
+mod tests;
+
+pub use cache::ChunkCache;
+use region::Region;
+
+/// Bytes of one chunk. AF_XDP takes no larger one (a jumbo frame is several chunks).
 pub const CHUNK_SIZE: usize = 4096;
+
+/// Most chunks of one frame.
 pub const MAX_SEGMENTS: usize = 4;
 
+/// Bytes left free before the data of each chunk, on both ways: the kernel does so when it receives (XDP_PACKET_HEADROOM), and
+/// frames made here do so that TX metadata fits in front.
+pub const HEADROOM: usize = 256;
+
+/// Most bytes of one segment of a frame that [`ChunkCache::alloc`] makes. A frame up to this long has one segment.
+pub const SEGMENT_SIZE: usize = CHUNK_SIZE - HEADROOM;
+
+/// [`CHUNK_SIZE`] as the kernel writes it.
+pub(crate) const CHUNK_SIZE_U32: u32 = 4096;
+const CHUNK_SHIFT: u32 = 12;
+const NO_CHUNK: u32 = u32::MAX;
+
+/// Where a chunk is. Stored per chunk, checked at every hand-over, so that neither a kernel nor a coding error can make
+/// two owners.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChunkState {
+    /// In a pool.
     Free,
+    /// Part of a [`Frame`] that a worker or a hand-off ring holds.
     Held,
+    /// On the fill ring of the NIC with this index: the kernel may write to it.
     Fill(u8),
+    /// On the TX ring of the NIC with this index: the kernel may read from it.
     Tx(u8),
+    /// Belongs to a retired socket: nobody's until its teardown is over.
     Quarantined(u8),
 }
 
+/// One opened NIC queue, as the states name it: the NIC's index and a serial number that no two living queues share, so
+/// that a NIC's several queues, and an old and a new socket of one queue, are told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct QueueOwner(u32);
+
+impl QueueOwner {
+    /// A new owner for a queue of the NIC with this index.
+    pub(crate) fn new(nic: u8) -> QueueOwner {
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed) & 0xffff;
+        QueueOwner((u32::from(nic) << 16) | serial)
+    }
+
+    fn nic(bits: u32) -> u8 {
+        let [_, nic, _, _] = bits.to_be_bytes();
+        nic
+    }
+}
+
+/// Bits 24 and up: the kind; bits 0 to 23: the [`QueueOwner`].
+mod state {
+    use super::QueueOwner;
+
+    pub(super) const FREE: u32 = 0;
+    pub(super) const HELD: u32 = 1 << 24;
+    const FILL: u32 = 2 << 24;
+    const TX: u32 = 3 << 24;
+    const QUARANTINED: u32 = 4 << 24;
+    const KIND: u32 = 0xff << 24;
+
+    pub(super) fn fill(owner: QueueOwner) -> u32 {
+        FILL | owner.0
+    }
+
+    pub(super) fn tx(owner: QueueOwner) -> u32 {
+        TX | owner.0
+    }
+
+    pub(super) fn quarantined(owner: QueueOwner) -> u32 {
+        QUARANTINED | owner.0
+    }
+
+    pub(super) fn decode(bits: u32) -> super::ChunkState {
+        use super::ChunkState;
+        match bits & KIND {
+            FREE => ChunkState::Free,
+            HELD => ChunkState::Held,
+            FILL => ChunkState::Fill(QueueOwner::nic(bits)),
+            TX => ChunkState::Tx(QueueOwner::nic(bits)),
+            _ => ChunkState::Quarantined(QueueOwner::nic(bits)),
+        }
+    }
+}
+
+/// What is known of a chunk. `next`, `offset` and `len` mean something only in a frame, and only its holder touches them; they
+/// are atomics, used relaxed, because the type must be shared, and cost what plain loads and stores do. One chunk
+/// is 16 bytes, so that a hand-over touches one cache line.
+#[repr(align(16))]
+struct Chunk {
+    state: AtomicU32,
+    next: AtomicU32,
+    offset: AtomicU16,
+    len: AtomicU16,
+}
+
+/// A frame in frame memory: a chain of one or more chunks, owned by whoever holds the token.
+///
+/// Not `Copy` or `Clone`; there is no `Drop`, since giving chunks back needs a [`ChunkCache`].
 #[derive(Debug)]
 #[must_use = "a frame that is not sent or freed leaks its chunks"]
 pub struct Frame {
-    data: Vec<u8>,
+    memory: u32,
+    head: u32,
+    len: u32,
+    segments: u32,
 }
 
+/// The region, the chunks' states, and the pool that workers' caches draw from.
 pub struct FrameMemory {
-    free: AtomicU32,
-    total: u32,
-    _lock: Mutex<()>,
+    id: u32,
+    region: Region,
+    fd: OwnedFd,
+    chunks: Box<[Chunk]>,
+    pool: Mutex<Vec<u32>>,
+    retired: Mutex<Vec<RetiredQueue>>,
+    state_errors: AtomicU64,
 }
 
+/// A closed socket whose chunks are quarantined until the kernel is known to be done with them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RetiredQueue {
+    pub(crate) owner: QueueOwner,
+    pub(crate) ifindex: u32,
+    pub(crate) queue: u32,
+    pub(crate) since: Instant,
+}
+
+/// Why frame memory cannot be made.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot allocate {bytes} bytes of frame memory: {source}")]
 pub struct FrameMemoryError {
@@ -37,87 +175,402 @@ pub struct FrameMemoryError {
 }
 
 impl Frame {
+    /// Bytes of the whole frame.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.data.len()
+        self.len as usize
+    }
+
+    /// Whether the frame has no bytes at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Chunks of the frame: 1 to [`MAX_SEGMENTS`].
+    #[must_use]
+    pub fn segment_count(&self) -> usize {
+        self.segments as usize
     }
 }
 
 impl FrameMemory {
+    /// Maps a memfd of `chunks` chunks, on huge pages if there are enough, else on ordinary ones.
+    ///
+    /// # Errors
+    ///
+    /// `chunks` is 0, or the kernel cannot make or map a file of that size.
     pub fn new(chunks: u32) -> Result<Arc<FrameMemory>, FrameMemoryError> {
+        static ID: AtomicU32 = AtomicU32::new(0);
+        let bytes = chunks as usize * CHUNK_SIZE;
+        let (region, fd) = Region::new(bytes).map_err(|source| FrameMemoryError { bytes, source })?;
+        let table = (0..chunks)
+            .map(|_| Chunk {
+                state: AtomicU32::new(state::FREE),
+                next: AtomicU32::new(NO_CHUNK),
+                offset: AtomicU16::new(0),
+                len: AtomicU16::new(0),
+            })
+            .collect();
         Ok(Arc::new(FrameMemory {
-            free: AtomicU32::new(chunks),
-            total: chunks,
-            _lock: Mutex::new(()),
+            id: ID.fetch_add(1, Ordering::Relaxed),
+            region,
+            fd,
+            chunks: table,
+            // The last is taken first: begin with low addresses.
+            pool: Mutex::new((0..chunks).rev().collect()),
+            retired: Mutex::new(Vec::new()),
+            state_errors: AtomicU64::new(0),
         }))
     }
 
+    /// The memfd, for handing to another process. Its size is sealed.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
-        unimplemented!()
+        self.fd.as_fd()
     }
 
+    /// Whether the region is on huge pages.
+    #[must_use]
+    pub fn on_huge_pages(&self) -> bool {
+        self.region.huge()
+    }
+
+    /// Chunks in the region.
+    #[must_use]
+    pub fn chunk_count(&self) -> u32 {
+        u32::try_from(self.chunks.len()).expect("`new` was given a u32")
+    }
+
+    /// First segment of a frame: at least its headers (a frame shorter than 3,500 bytes has one segment only).
     #[must_use]
     pub fn head<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
-        &frame.data[..frame.data.len().min(CHUNK_SIZE)]
+        self.check(frame);
+        self.segment(frame.head)
     }
 
+    /// The segments in order; together they are `frame.len()` bytes.
     pub fn segments<'a>(&'a self, frame: &'a Frame) -> impl Iterator<Item = &'a [u8]> {
-        frame.data.chunks(CHUNK_SIZE)
+        self.indexes(frame).map(|index| self.segment(index))
     }
 
+    /// The first segment, to change in place (a VLAN tag, a checksum).
+    #[must_use]
+    pub fn head_mut<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
+        self.check(frame);
+        self.segment_mut(frame.head)
+    }
+
+    /// The segments in order, to be written in place.
+    pub fn segments_mut<'a>(&'a self, frame: &'a mut Frame) -> impl Iterator<Item = &'a mut [u8]> {
+        // Each index comes once: a chunk is in one frame, once.
+        self.indexes(frame).map(|index| self.segment_mut(index))
+    }
+
+    /// Copies bytes into a frame that [`ChunkCache::alloc`] gave, from `offset` on. Panics past the end.
     pub fn write(&self, frame: &mut Frame, offset: usize, bytes: &[u8]) {
-        frame.data[offset..offset + bytes.len()].copy_from_slice(bytes);
+        let end = offset.checked_add(bytes.len());
+        assert!(
+            end.is_some_and(|end| end <= frame.len()),
+            "write past the end of a frame"
+        );
+        let mut skip = offset;
+        let mut rest = bytes;
+        for segment in self.segments_mut(frame) {
+            if rest.is_empty() {
+                return;
+            }
+            if skip >= segment.len() {
+                skip -= segment.len();
+                continue;
+            }
+            let room = &mut segment[skip..];
+            let (now, later) = rest.split_at(room.len().min(rest.len()));
+            room[..now.len()].copy_from_slice(now);
+            skip = 0;
+            rest = later;
+        }
     }
 
+    /// A second frame with the same bytes (a broadcast goes to several), or `None` when chunks ran out.
+    pub fn copy_of(&self, chunks: &mut ChunkCache, frame: &Frame) -> Option<Frame> {
+        let mut copy = chunks.alloc(frame.len())?;
+        let mut offset = 0;
+        for segment in self.segments(frame) {
+            chunks.memory().write(&mut copy, offset, segment);
+            offset += segment.len();
+        }
+        Some(copy)
+    }
+
+    /// Hand-overs refused because a chunk was not in the state it had to be in: its chunk is never used again. Not zero means a
+    /// kernel, a driver or this program has a bug.
+    #[must_use]
+    pub fn state_errors(&self) -> u64 {
+        self.state_errors.load(Ordering::Relaxed)
+    }
+
+    /// Chunks by state, for statistics and leak tests (approximate while workers run).
     #[must_use]
     pub fn census(&self) -> Census {
-        let free = self.free.load(Ordering::Relaxed);
-        Census {
-            free,
-            held: self.total - free,
-            ..Census::default()
+        let mut census = Census::default();
+        for chunk in &self.chunks {
+            *match state::decode(chunk.state.load(Ordering::Relaxed)) {
+                ChunkState::Free => &mut census.free,
+                ChunkState::Held => &mut census.held,
+                ChunkState::Fill(_) => &mut census.fill,
+                ChunkState::Tx(_) => &mut census.tx,
+                ChunkState::Quarantined(_) => &mut census.quarantined,
+            } += 1;
         }
-    }
-}
-
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Census {
-    pub free: u32,
-    pub held: u32,
-    pub fill: u32,
-    pub tx: u32,
-    pub quarantined: u32,
-}
-
-pub struct ChunkCache {
-    memory: Arc<FrameMemory>,
-}
-
-impl ChunkCache {
-    #[must_use]
-    pub fn new(memory: Arc<FrameMemory>) -> ChunkCache {
-        ChunkCache { memory }
+        census
     }
 
-    #[must_use]
-    pub fn memory(&self) -> &Arc<FrameMemory> {
-        &self.memory
+    fn check(&self, frame: &Frame) {
+        assert_eq!(frame.memory, self.id, "a frame of another frame memory");
     }
 
-    pub fn alloc(&mut self, len: usize) -> Option<Frame> {
-        let need = u32::try_from(len.div_ceil(CHUNK_SIZE).max(1)).ok()?;
-        if need > 4 || self.memory.free.load(Ordering::Relaxed) < need {
-            return None;
-        }
-        self.memory.free.fetch_sub(need, Ordering::Relaxed);
-        Some(Frame {
-            data: vec![0xee; len],
+    fn indexes<'a>(&'a self, frame: &'a Frame) -> impl Iterator<Item = u32> + 'a {
+        self.check(frame);
+        let mut next = frame.head;
+        (0..frame.segments).map(move |_| {
+            let index = next;
+            next = self.chunk(index).next.load(Ordering::Relaxed);
+            index
         })
     }
 
-    pub fn free(&mut self, frame: Frame) {
-        let need = u32::try_from(frame.data.len().div_ceil(CHUNK_SIZE).max(1)).unwrap();
-        self.memory.free.fetch_add(need, Ordering::Relaxed);
+    fn chunk(&self, index: u32) -> &Chunk {
+        &self.chunks[index as usize]
     }
+
+    /// The bytes of a segment. Only for a chunk of a frame that the caller has borrowed.
+    fn segment(&self, index: u32) -> &[u8] {
+        let (start, len) = self.extent(index);
+        // SAFETY: `index` comes from a frame of this memory (checked by `check`), whose token the caller has borrowed for as long as
+        // the slice lives. Its chunk is `Held`, which only this token's holder can change; so neither a kernel nor another
+        // thread writes to it meanwhile.
+        unsafe { self.region.bytes(start, len) }
+    }
+
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the token, not the region, is what is borrowed mutably"
+    )]
+    fn segment_mut(&self, index: u32) -> &mut [u8] {
+        let (start, len) = self.extent(index);
+        // SAFETY: as in `segment`; besides, the callers have the token borrowed mutably, and no chunk is twice in a frame,
+        // so no other slice of this chunk lives.
+        unsafe { self.region.bytes_mut(start, len) }
+    }
+
+    fn extent(&self, index: u32) -> (usize, usize) {
+        let chunk = self.chunk(index);
+        let offset = usize::from(chunk.offset.load(Ordering::Relaxed));
+        let len = usize::from(chunk.len.load(Ordering::Relaxed));
+        (index as usize * CHUNK_SIZE + offset, len)
+    }
+
+    /// Moves a chunk from one state to another, or counts an error and leaves it.
+    ///
+    /// A load and a store, not a compare-and-swap: whoever is entitled to leave `from` is one party (see the module's text), so if the
+    /// chunk is in `from` nobody else changes it; if it is not, it is left alone.
+    fn move_on(&self, index: u32, from: u32, to: u32) -> bool {
+        let state = &self.chunk(index).state;
+        if state.load(Ordering::Relaxed) == from {
+            state.store(to, Ordering::Relaxed);
+            true
+        } else {
+            self.state_errors.fetch_add(1, Ordering::Relaxed);
+            false
+        }
+    }
+
+    fn pool(&self) -> MutexGuard<'_, Vec<u32>> {
+        // A panic while it was held cannot have left it half changed.
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the NIC queues need: addresses instead of tokens. Each function is one arrow of the module's picture.
+impl FrameMemory {
+    /// Address of the region, and its bytes, for registering it as a UMEM.
+    pub(crate) fn extent_of_region(&self) -> (usize, usize) {
+        (self.region.address(), self.chunks.len() * CHUNK_SIZE)
+    }
+
+    fn index_of(&self, address: u64) -> Option<u32> {
+        let index = u32::try_from(address >> CHUNK_SHIFT)
+            .ok()
+            .filter(|index| *index < self.chunk_count());
+        if index.is_none() {
+            self.state_errors.fetch_add(1, Ordering::Relaxed);
+        }
+        index
+    }
+
+    /// Fill -> Held: one received descriptor, appended to the frame that began before it, or beginning one.
+    ///
+    /// On `Err` the descriptor is not ours to use and the frame is as it was.
+    pub(crate) fn take_received(
+        &self,
+        owner: QueueOwner,
+        partial: Option<Frame>,
+        address: u64,
+        len: u32,
+    ) -> Result<Frame, Option<Frame>> {
+        let offset = address & (CHUNK_SIZE as u64 - 1);
+        let Some(index) = self.index_of(address) else {
+            return Err(partial);
+        };
+        let (Ok(offset16), Ok(len16)) = (u16::try_from(offset), u16::try_from(len)) else {
+            return Err(partial);
+        };
+        if usize::from(offset16) + usize::from(len16) > CHUNK_SIZE {
+            self.state_errors.fetch_add(1, Ordering::Relaxed);
+            return Err(partial);
+        }
+        if !self.move_on(index, state::fill(owner), state::HELD) {
+            return Err(partial);
+        }
+        let chunk = self.chunk(index);
+        chunk.offset.store(offset16, Ordering::Relaxed);
+        chunk.len.store(len16, Ordering::Relaxed);
+        chunk.next.store(NO_CHUNK, Ordering::Relaxed);
+        Ok(match partial {
+            None => Frame {
+                memory: self.id,
+                head: index,
+                len,
+                segments: 1,
+            },
+            Some(mut frame) => {
+                if let Some(tail) = self.indexes(&frame).last() {
+                    self.chunk(tail).next.store(index, Ordering::Relaxed);
+                }
+                frame.len += len;
+                frame.segments += 1;
+                frame
+            }
+        })
+    }
+
+    /// Fill -> Free at once: a received descriptor of a frame that is being skipped.
+    pub(crate) fn skip_received(&self, owner: QueueOwner, chunks: &mut ChunkCache, address: u64) {
+        if let Some(index) = self.index_of(address) {
+            if self.move_on(index, state::fill(owner), state::FREE) {
+                chunks.put(index);
+            }
+        }
+    }
+
+    /// Held -> Tx: hands the frame's chunks to a NIC; `descriptor` is told each address and length in order, and whether another
+    /// segment follows. Returns how many there were.
+    pub(crate) fn give_to_nic(
+        &self,
+        owner: QueueOwner,
+        frame: Frame,
+        mut descriptor: impl FnMut(u64, u32, bool),
+    ) -> u32 {
+        let mut left = frame.segments;
+        let mut given = 0;
+        for index in self.indexes(&frame) {
+            left -= 1;
+            let (start, len) = self.extent(index);
+            if self.move_on(index, state::HELD, state::tx(owner)) {
+                descriptor(
+                    start as u64,
+                    u32::try_from(len).unwrap_or(CHUNK_SIZE_U32),
+                    left > 0,
+                );
+                given += 1;
+            }
+        }
+        given
+    }
+
+    /// Tx -> Free: a completed address.
+    pub(crate) fn take_completed(&self, owner: QueueOwner, chunks: &mut ChunkCache, address: u64) {
+        if let Some(index) = self.index_of(address) {
+            if self.move_on(index, state::tx(owner), state::FREE) {
+                chunks.put(index);
+            }
+        }
+    }
+
+    /// Held -> Tx, keeping the token: for the twin, which plays the kernel's part and reads the frame later.
+    pub(crate) fn mark_sending(&self, owner: QueueOwner, frame: &Frame) {
+        for index in self.indexes(frame) {
+            self.move_on(index, state::HELD, state::tx(owner));
+        }
+    }
+
+    /// Tx -> Held, the way back of [`FrameMemory::mark_sending`].
+    pub(crate) fn mark_sent(&self, owner: QueueOwner, frame: &Frame) {
+        for index in self.indexes(frame) {
+            self.move_on(index, state::tx(owner), state::HELD);
+        }
+    }
+
+    /// Held -> Free without a cache, for the rare paths that have none.
+    pub(crate) fn free_to_pool(&self, frame: Frame) {
+        // The next link is read before the chunk can have another owner.
+        let indexes: [Option<u32>; MAX_SEGMENTS] = {
+            let mut indexes = self.indexes(&frame);
+            std::array::from_fn(|_| indexes.next())
+        };
+        let mut pool = self.pool();
+        for index in indexes.into_iter().flatten() {
+            if self.move_on(index, state::HELD, state::FREE) {
+                pool.push(index);
+            }
+        }
+    }
+
+    /// Fill or Tx -> Quarantined, for every chunk of a queue whose both halves are gone. Returns how many.
+    pub(crate) fn quarantine(&self, owner: QueueOwner) -> u32 {
+        let mut count = 0;
+        for chunk in &self.chunks {
+            let bits = chunk.state.load(Ordering::Relaxed);
+            if bits == state::fill(owner) || bits == state::tx(owner) {
+                chunk.state.store(state::quarantined(owner), Ordering::Relaxed);
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// Quarantined -> Free, once nothing in the kernel can touch the chunks any more. Returns how many.
+    pub(crate) fn release(&self, owner: QueueOwner) -> u32 {
+        let mut count = 0;
+        let mut pool = self.pool();
+        for (index, chunk) in (0..).zip(&self.chunks) {
+            if chunk.state.load(Ordering::Relaxed) == state::quarantined(owner) {
+                chunk.state.store(state::FREE, Ordering::Relaxed);
+                pool.push(index);
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// The closed queues whose chunks are still quarantined.
+    pub(crate) fn retired(&self) -> MutexGuard<'_, Vec<RetiredQueue>> {
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Number of chunks in each state.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Census {
+    /// In a pool or a worker's cache.
+    pub free: u32,
+    /// In frames.
+    pub held: u32,
+    /// On fill rings.
+    pub fill: u32,
+    /// On TX rings.
+    pub tx: u32,
+    /// Quarantined.
+    pub quarantined: u32,
 }
