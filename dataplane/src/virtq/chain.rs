@@ -45,7 +45,7 @@ impl Chain {
     }
 }
 
-/// A place in a batch, for writing across descriptors and chains.
+/// A place in a batch, for copying across descriptors and chains.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cursor {
     segment: usize,
@@ -179,57 +179,77 @@ impl Batch {
         out.next().is_none()
     }
 
-    /// Hands over the chain's bytes from `skip` on, segment by segment. They may change at any moment, so the only
-    /// thing to do with them is to copy them away.
+    /// The place of the byte that `skip` bytes of a chain precede.
     #[inline]
-    pub(super) fn for_each_readable(&self, chain: &Chain, mut skip: usize, mut copy: impl FnMut(&[u8])) {
-        for segment in self.segments_of(chain) {
-            let len = segment.len as usize;
-            if skip >= len {
-                skip -= len;
-                continue;
-            }
-            // SAFETY: skip < len, and the segment's len bytes lie in `self.memory`, mapped while it lives. The guest may
-            // write to them meanwhile; the callers' closures only copy, so no decision rests on two reads agreeing.
-            copy(unsafe { std::slice::from_raw_parts(segment.host.add(skip).as_ptr(), len - skip) });
-            skip = 0;
+    pub(super) fn cursor(&self, chain: &Chain, mut skip: usize) -> Cursor {
+        let mut segment = chain.first;
+        while let Some(here) = self
+            .segments
+            .get(segment)
+            .map(|s| s.len as usize)
+            .filter(|&here| here <= skip)
+        {
+            skip -= here;
+            segment += 1;
         }
-    }
-
-    /// The place of a chain's first byte.
-    pub(super) fn cursor(&self, chain: &Chain) -> Cursor {
         Cursor {
-            segment: chain.first,
-            offset: 0,
+            segment,
+            offset: skip,
         }
     }
 
-    /// Writes bytes from the cursor on, across segments and chains. Returns how many there was room for.
+    /// The bytes that follow a cursor, as far as they lie together, up to `most`; moves the cursor behind them.
     #[inline]
-    pub(super) fn write(&self, cursor: &mut Cursor, mut bytes: &[u8]) -> usize {
-        let wanted = bytes.len();
-        while !bytes.is_empty() {
-            let Some(segment) = self.segments.get(cursor.segment) else {
-                break;
-            };
-            let len = segment.len as usize;
-            if cursor.offset >= len {
+    fn advance(&self, cursor: &mut Cursor, most: usize) -> Option<(NonNull<u8>, usize)> {
+        loop {
+            let segment = self.segments.get(cursor.segment)?;
+            let left = (segment.len as usize).saturating_sub(cursor.offset);
+            if left == 0 {
                 *cursor = Cursor {
                     segment: cursor.segment + 1,
                     offset: 0,
                 };
                 continue;
             }
-            let here = bytes.len().min(len - cursor.offset);
-            // SAFETY: offset + here <= len, and the segment's len bytes lie in `self.memory`, mapped for writing while it
-            // lives. `bytes` is our own memory, which no guest memory overlaps.
-            unsafe {
-                let to = segment.host.add(cursor.offset);
-                std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), here);
-            }
+            // SAFETY: offset < segment.len, so the place lies in the segment.
+            let host = unsafe { segment.host.add(cursor.offset) };
+            let here = left.min(most);
             cursor.offset += here;
-            bytes = &bytes[here..];
+            return Some((host, here));
         }
-        wanted - bytes.len()
+    }
+
+    /// Copies bytes from the cursor on, across segments and chains. Returns how many there were.
+    #[inline]
+    pub(super) fn read(&self, cursor: &mut Cursor, out: &mut [u8]) -> usize {
+        let mut done = 0;
+        while done < out.len() {
+            let rest = &mut out[done..];
+            let Some((host, here)) = self.advance(cursor, rest.len()) else {
+                break;
+            };
+            // SAFETY: `advance` gave `here` bytes of a segment, which lie in `self.memory`, mapped while it lives; `rest` has
+            // as many and is our own memory, which no guest memory overlaps. The guest may write meanwhile: then the
+            // copy is a mixture, but it is a copy, and only that is looked at from here on.
+            unsafe { std::ptr::copy_nonoverlapping(host.as_ptr(), rest.as_mut_ptr(), here) };
+            done += here;
+        }
+        done
+    }
+
+    /// Writes bytes from the cursor on, across segments and chains. Returns how many there was room for.
+    #[inline]
+    pub(super) fn write(&self, cursor: &mut Cursor, bytes: &[u8]) -> usize {
+        let mut done = 0;
+        while done < bytes.len() {
+            let rest = &bytes[done..];
+            let Some((host, here)) = self.advance(cursor, rest.len()) else {
+                break;
+            };
+            // SAFETY: as in `read`, with the segment mapped for writing, too.
+            unsafe { std::ptr::copy_nonoverlapping(rest.as_ptr(), host.as_ptr(), here) };
+            done += here;
+        }
+        done
     }
 }

@@ -248,16 +248,16 @@ impl SplitRing {
         self.batch.read_once(chain, out)
     }
 
-    /// Hands over a chain's bytes from `skip` on, in pieces; they may change at any moment, so copy them and nothing else.
+    /// The place of the byte that `skip` bytes of a chain precede.
     #[inline]
-    pub(crate) fn for_each_readable(&self, chain: &Chain, skip: usize, copy: impl FnMut(&[u8])) {
-        self.batch.for_each_readable(chain, skip, copy);
+    pub(crate) fn cursor(&self, chain: &Chain, skip: usize) -> Cursor {
+        self.batch.cursor(chain, skip)
     }
 
-    /// The place of a chain's first byte.
+    /// Copies bytes from the cursor on, across descriptors and chains. Returns how many there were.
     #[inline]
-    pub(crate) fn cursor(&self, chain: &Chain) -> Cursor {
-        self.batch.cursor(chain)
+    pub(crate) fn read(&self, cursor: &mut Cursor, out: &mut [u8]) -> usize {
+        self.batch.read(cursor, out)
     }
 
     /// Writes bytes from the cursor on, across descriptors and chains. Returns how many there was room for.

@@ -113,7 +113,7 @@ fn put_frame(ring: &mut SplitRing, memory: &FrameMemory, frame: &Frame, first: u
     };
     let header = &header.as_bytes()[..Header::len_on(ring)];
 
-    let mut cursor = ring.cursor(&chain);
+    let mut cursor = ring.cursor(&chain, 0);
     let mut left = ring.write(&mut cursor, header);
     for segment in memory.segments(frame) {
         left += ring.write(&mut cursor, segment);

@@ -1,7 +1,7 @@
 //! Guest TX: frames from the guest.
 
 use super::header::Header;
-use crate::memory::frames::{CHUNK_SIZE, ChunkCache, Frame, MAX_SEGMENTS};
+use crate::memory::frames::{ChunkCache, Frame, MAX_SEGMENTS, SEGMENT_SIZE};
 use crate::virtq::{Chain, Direction, More, RingError, SplitRing};
 
 /// Bytes of an Ethernet header.
@@ -25,6 +25,9 @@ pub struct GuestTxBurst {
     /// Dropped: a header that asks for an offload that was not negotiated, or is malformed.
     pub bad_header: u32,
 }
+
+/// Most bytes that a frame of ours holds.
+const MAX_LEN: usize = MAX_SEGMENTS * SEGMENT_SIZE;
 
 /// Why a chain gave no frame.
 enum Drop {
@@ -91,21 +94,20 @@ fn take_frame(ring: &SplitRing, chunks: &mut ChunkCache, chain: &Chain) -> Resul
     }
     let skip = Header::len_on(ring);
     let len = chain.len() - skip;
-    if chain.is_truncated() || len > MAX_SEGMENTS * CHUNK_SIZE {
+    if chain.is_truncated() || len > MAX_LEN {
         return Err(Drop::TooLong);
     }
     if len < MIN_LEN {
         return Err(Drop::TooShort);
     }
     let mut frame = chunks.alloc(len.max(WIRE_MIN_LEN)).ok_or(Drop::NoChunk)?;
-    let memory = chunks.memory();
-    let mut offset = 0;
-    ring.for_each_readable(chain, skip, |bytes| {
-        memory.write(&mut frame, offset, bytes);
-        offset += bytes.len();
-    });
-    if len < WIRE_MIN_LEN {
-        memory.write(&mut frame, len, &[0; WIRE_MIN_LEN][len..]);
+    let mut cursor = ring.cursor(chain, skip);
+    let mut left = len;
+    for segment in chunks.memory().segments_mut(&mut frame) {
+        // The cursor does not know where the chain ends; what is longer than the chain is padding.
+        let (data, padding) = segment.split_at_mut(left.min(segment.len()));
+        left -= ring.read(&mut cursor, data);
+        padding.fill(0);
     }
     Ok(frame)
 }
