@@ -1,8 +1,31 @@
 //! Virtqueues, device side.
+//!
+//! A ring works in bursts: *gather* chains of descriptors into a batch of checked host segments, read or write the batch,
+//! *complete* each chain in the order taken, *publish* once, *notify* once. What is specific to a ring's format stays
+//! behind these five steps.
+
+mod chain;
+mod notify;
+mod split;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
+pub(crate) use chain::{Chain, Direction};
+pub(crate) use split::More;
+pub use split::SplitRing;
+
 use crate::memory::guest::GuestMemory;
+
+/// Most descriptors of a split ring (virtio 1.2, 2.7).
+pub const MAX_RING_SIZE: u16 = 32768;
+
+/// Descriptors that an indirect table may chain even where the ring is smaller: Linux does not limit a table by the
+/// size of the ring, and QEMU takes this many.
+pub const MAX_INDIRECT_CHAIN: u16 = 1024;
 
 /// What is needed to run one ring; made by the control thread when the ring starts.
 #[derive(Clone)]
@@ -34,6 +57,12 @@ pub struct RingSpec {
 /// A rule of the virtio specification that the driver broke; the ring is unusable from then on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RingError {
+    /// The ring's size is 0, not a power of two or above [`MAX_RING_SIZE`] (virtio 1.2, 2.7).
+    #[error("the ring size is {size}; it must be a power of two from 1 to {MAX_RING_SIZE}")]
+    BadSize {
+        /// The size asked for.
+        size: u16,
+    },
     /// A ring part lies outside the guest's memory or is not aligned (virtio 1.2, 2.7).
     #[error("the {part} at {addr:#x} is outside the guest's memory or not aligned")]
     BadAddress {
@@ -42,44 +71,110 @@ pub enum RingError {
         /// User address.
         addr: u64,
     },
-}
-
-/// A split virtqueue (virtio 1.2, 2.7), device side, with its pointers resolved.
-pub struct SplitRing {
-    _private: (),
-}
-
-impl SplitRing {
-    /// Resolves and checks the ring's addresses.
-    pub fn new(_spec: &RingSpec) -> Result<SplitRing, RingError> {
-        unimplemented!()
-    }
-
-    /// Index of the next available entry that would be taken: the answer to GET_VRING_BASE.
-    #[must_use]
-    pub fn base(&self) -> u16 {
-        unimplemented!()
-    }
-
-    /// Asks the driver for notifications (kicks), then looks again: `true` means work is there, do not sleep.
-    pub fn arm(&mut self) -> bool {
-        unimplemented!()
-    }
-
-    /// Tells the driver not to kick.
-    pub fn disarm(&mut self) {
-        unimplemented!()
-    }
-
-    /// Whether the driver has made buffers available that were not taken yet.
-    #[must_use]
-    pub fn has_available(&self) -> bool {
-        unimplemented!()
-    }
-
-    /// Notifies the driver of the used buffers published since the last call, if it asked to be told.
-    /// Returns whether it wrote the call eventfd.
-    pub fn notify(&mut self) -> bool {
-        unimplemented!()
-    }
+    /// The driver claims to have made more entries available than the ring has (virtio 1.2, 2.7.6).
+    #[error(
+        "the available index {avail} is {ahead} ahead of the next entry {next}, more than the ring's {size}"
+    )]
+    AvailTooFarAhead {
+        /// The driver's index.
+        avail: u16,
+        /// The index of the next entry to take.
+        next: u16,
+        /// Their distance.
+        ahead: u16,
+        /// The ring's size.
+        size: u16,
+    },
+    /// An available entry names a descriptor that does not exist.
+    #[error("available entry {entry} names descriptor {head} of a ring of {size}")]
+    HeadOutOfRange {
+        /// The entry's index, before it is wrapped to the ring.
+        entry: u16,
+        /// The descriptor it names.
+        head: u16,
+        /// The ring's size.
+        size: u16,
+    },
+    /// A descriptor's `next` lies outside its table.
+    #[error("the chain at descriptor {head} goes on at {next} of a table of {entries}")]
+    NextOutOfRange {
+        /// The chain.
+        head: u16,
+        /// The index.
+        next: u16,
+        /// Descriptors in the table.
+        entries: u32,
+    },
+    /// A chain has more descriptors than its table, so it loops, or more than are taken (virtio 1.2, 2.7.5.3.1).
+    #[error("the chain at descriptor {head} has more than {limit} descriptors, or loops")]
+    ChainTooLong {
+        /// The chain.
+        head: u16,
+        /// The limit that applied.
+        limit: u32,
+    },
+    /// A chain of 4 GiB or more (virtio 1.2, 2.7.5).
+    #[error("the buffers of the chain at descriptor {head} have 4 GiB or more")]
+    TooManyBytes {
+        /// The chain.
+        head: u16,
+    },
+    /// A buffer is not within the guest's memory.
+    #[error(
+        "a buffer of the chain at descriptor {head}, {len} bytes at {addr:#x}, is outside the guest's memory"
+    )]
+    BufferOutsideMemory {
+        /// The chain.
+        head: u16,
+        /// The buffer's guest address.
+        addr: u64,
+        /// Its length.
+        len: u32,
+    },
+    /// A device-readable descriptor after a device-writable one (virtio 1.2, 2.7.4.2).
+    #[error("the chain at descriptor {head} has a readable descriptor after a writable one")]
+    ReadableAfterWritable {
+        /// The chain.
+        head: u16,
+    },
+    /// A receive buffer that the device may not write to.
+    #[error("the receive buffer at descriptor {head} has no writable descriptor")]
+    NothingWritable {
+        /// The chain.
+        head: u16,
+    },
+    /// An indirect descriptor without VIRTIO_RING_F_INDIRECT_DESC.
+    #[error("the chain at descriptor {head} is indirect, which was not negotiated")]
+    IndirectNotNegotiated {
+        /// The chain.
+        head: u16,
+    },
+    /// A descriptor with both INDIRECT and NEXT (virtio 1.2, 2.7.5.3.1).
+    #[error("an indirect descriptor of the chain at descriptor {head} has a next")]
+    IndirectWithNext {
+        /// The chain.
+        head: u16,
+    },
+    /// An indirect descriptor in an indirect table (virtio 1.2, 2.7.5.3.1).
+    #[error("the indirect table of descriptor {head} refers to another table")]
+    IndirectNested {
+        /// The chain.
+        head: u16,
+    },
+    /// An indirect table whose length is 0 or no multiple of a descriptor's 16 bytes.
+    #[error("the indirect table of descriptor {head} has {len} bytes; it must be a multiple of 16, not 0")]
+    IndirectLength {
+        /// The chain.
+        head: u16,
+        /// Bytes.
+        len: u32,
+    },
+    /// An indirect table that is not within the guest's memory.
+    #[error("the indirect table of descriptor {head} at {addr:#x} is outside the guest's memory")]
+    IndirectOutsideMemory {
+        /// The chain.
+        head: u16,
+        /// Guest address of the descriptor that cannot be read.
+        addr: u64,
+    },
 }

@@ -1,0 +1,255 @@
+//! Chains of descriptors, gathered into host segments that were checked once.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::memory::guest::{GuestMemory, Window};
+
+/// Segments that a batch has room for: a chain that alone needs more is an absurd way to describe a frame.
+pub(super) const MAX_SEGMENTS: usize = 1024;
+
+/// Chains that a batch has room for.
+pub(super) const MAX_CHAINS: usize = 256;
+
+/// Which descriptors of a chain are wanted, as the device sees them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// Those it may read: guest TX.
+    Readable,
+    /// Those it may write: guest RX.
+    Writable,
+}
+
+/// A gathered chain. It stands for the chain in the calls of the ring that it came from, until the ring gathers anew.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Chain {
+    /// The descriptor that the used element names.
+    pub(super) id: u16,
+    first: usize,
+    segments: usize,
+    len: u32,
+    truncated: bool,
+}
+
+impl Chain {
+    /// Bytes in the descriptors of the wanted direction.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Whether the chain has more segments than are kept; [`Chain::len`] counts those kept.
+    #[inline]
+    pub(crate) fn is_truncated(&self) -> bool {
+        self.truncated
+    }
+}
+
+/// A place in a batch, for copying across descriptors and chains.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cursor {
+    segment: usize,
+    offset: usize,
+}
+
+/// Bytes of the guest's memory that lie together in ours. Never empty.
+#[derive(Clone, Copy)]
+struct Segment {
+    host: NonNull<u8>,
+    len: u32,
+}
+
+// SAFETY: an address belongs to no thread; the batch holds the map that keeps it valid.
+unsafe impl Send for Segment {}
+
+/// Why a buffer cannot be added to a batch.
+pub(super) enum Refusal {
+    /// No room; adding it to an emptier batch may work.
+    Full,
+    /// It is not within the guest's memory.
+    OutsideMemory,
+}
+
+/// The chains of a burst. Every segment lies in `memory`, and only [`Batch::push`] adds them: that is what the
+/// unsafe blocks here rest on.
+pub(super) struct Batch {
+    memory: Arc<GuestMemory>,
+    window: Window,
+    /// Never grows beyond the capacity it was made with.
+    segments: Vec<Segment>,
+    /// Likewise.
+    chains: Vec<Chain>,
+    /// The chain that is being gathered: its first segment and its bytes.
+    open: (usize, u32),
+}
+
+// SAFETY: the only part that is not Send is the address in the window, which belongs to no thread.
+unsafe impl Send for Batch {}
+
+impl Batch {
+    pub(super) fn new(memory: Arc<GuestMemory>) -> Batch {
+        Batch {
+            memory,
+            window: Window::EMPTY,
+            segments: Vec::with_capacity(MAX_SEGMENTS),
+            chains: Vec::with_capacity(MAX_CHAINS),
+            open: (0, 0),
+        }
+    }
+
+    pub(super) fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.segments.clear();
+        self.chains.clear();
+        self.open = (0, 0);
+    }
+
+    pub(super) fn chains(&self) -> &[Chain] {
+        &self.chains
+    }
+
+    /// Whether the batch cannot take one chain more, however short.
+    pub(super) fn is_full(&self) -> bool {
+        self.chains.len() == MAX_CHAINS
+    }
+
+    /// Adds a buffer to the open chain, split where it crosses regions. After a refusal the chain must be aborted or closed.
+    #[inline]
+    pub(super) fn push(&mut self, mut addr: u64, mut len: u32) -> Result<(), Refusal> {
+        while len > 0 {
+            let (host, here) = self
+                .memory
+                .resolve(&mut self.window, addr, len)
+                .ok_or(Refusal::OutsideMemory)?;
+            if self.segments.len() == MAX_SEGMENTS {
+                return Err(Refusal::Full);
+            }
+            self.segments.push(Segment { host, len: here });
+            self.open.1 = self.open.1.saturating_add(here);
+            len -= here;
+            // Wraps only behind the last byte of the address space, where no region begins.
+            addr = addr.wrapping_add(u64::from(here));
+        }
+        Ok(())
+    }
+
+    /// Ends the open chain.
+    pub(super) fn close(&mut self, id: u16, truncated: bool) {
+        let (first, len) = self.open;
+        self.chains.push(Chain {
+            id,
+            first,
+            segments: self.segments.len() - first,
+            len,
+            truncated,
+        });
+        self.open = (self.segments.len(), 0);
+    }
+
+    /// Forgets the open chain.
+    pub(super) fn abort(&mut self) {
+        self.segments.truncate(self.open.0);
+        self.open.1 = 0;
+    }
+
+    fn segments_of(&self, chain: &Chain) -> &[Segment] {
+        self.segments
+            .get(chain.first..chain.first + chain.segments)
+            .unwrap_or_default()
+    }
+
+    /// Copies bytes from the start of a chain; each byte of the guest's memory is read exactly once. Returns whether the
+    /// chain has that many.
+    pub(super) fn read_once(&self, chain: &Chain, out: &mut [u8]) -> bool {
+        if chain.len() < out.len() {
+            return false;
+        }
+        let mut out = out.iter_mut();
+        for segment in self.segments_of(chain) {
+            for at in 0..segment.len as usize {
+                let Some(byte) = out.next() else { return true };
+                // SAFETY: at < segment.len, and the segment lies in `self.memory`. Volatile: the guest may write at the
+                // same time, and what is checked must be what was read.
+                *byte = unsafe { segment.host.add(at).read_volatile() };
+            }
+        }
+        out.next().is_none()
+    }
+
+    /// The place of the byte that `skip` bytes of a chain precede.
+    #[inline]
+    pub(super) fn cursor(&self, chain: &Chain, mut skip: usize) -> Cursor {
+        let mut segment = chain.first;
+        while let Some(here) = self
+            .segments
+            .get(segment)
+            .map(|s| s.len as usize)
+            .filter(|&here| here <= skip)
+        {
+            skip -= here;
+            segment += 1;
+        }
+        Cursor {
+            segment,
+            offset: skip,
+        }
+    }
+
+    /// The bytes that follow a cursor, as far as they lie together, up to `most`; moves the cursor behind them.
+    #[inline]
+    fn advance(&self, cursor: &mut Cursor, most: usize) -> Option<(NonNull<u8>, usize)> {
+        loop {
+            let segment = self.segments.get(cursor.segment)?;
+            let left = (segment.len as usize).saturating_sub(cursor.offset);
+            if left == 0 {
+                *cursor = Cursor {
+                    segment: cursor.segment + 1,
+                    offset: 0,
+                };
+                continue;
+            }
+            // SAFETY: offset < segment.len, so the place lies in the segment.
+            let host = unsafe { segment.host.add(cursor.offset) };
+            let here = left.min(most);
+            cursor.offset += here;
+            return Some((host, here));
+        }
+    }
+
+    /// Copies bytes from the cursor on, across segments and chains. Returns how many there were.
+    #[inline]
+    pub(super) fn read(&self, cursor: &mut Cursor, out: &mut [u8]) -> usize {
+        let mut done = 0;
+        while done < out.len() {
+            let rest = &mut out[done..];
+            let Some((host, here)) = self.advance(cursor, rest.len()) else {
+                break;
+            };
+            // SAFETY: `advance` gave `here` bytes of a segment, which lie in `self.memory`, mapped while it lives; `rest` has
+            // as many and is our own memory, which no guest memory overlaps. The guest may write meanwhile: then the
+            // copy is a mixture, but it is a copy, and only that is looked at from here on.
+            unsafe { std::ptr::copy_nonoverlapping(host.as_ptr(), rest.as_mut_ptr(), here) };
+            done += here;
+        }
+        done
+    }
+
+    /// Writes bytes from the cursor on, across segments and chains. Returns how many there was room for.
+    #[inline]
+    pub(super) fn write(&self, cursor: &mut Cursor, bytes: &[u8]) -> usize {
+        let mut done = 0;
+        while done < bytes.len() {
+            let rest = &bytes[done..];
+            let Some((host, here)) = self.advance(cursor, rest.len()) else {
+                break;
+            };
+            // SAFETY: as in `read`, with the segment mapped for writing, too.
+            unsafe { std::ptr::copy_nonoverlapping(rest.as_ptr(), host.as_ptr(), here) };
+            done += here;
+        }
+        done
+    }
+}

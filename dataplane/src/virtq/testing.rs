@@ -1,0 +1,273 @@
+//! The driver's side of a split ring, for tests. It reaches the guest's memory through the file, not through the
+//! mappings that are under test.
+
+use std::fs::File;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{RingSpec, SplitRing};
+use crate::memory::guest::{GuestMemory, RegionSpec};
+
+pub(crate) const NEXT: u16 = 1;
+pub(crate) const WRITE: u16 = 2;
+pub(crate) const INDIRECT: u16 = 4;
+
+/// Guest memory is two regions that meet here, and lie the other way round in the file.
+pub(crate) const EDGE: u64 = 0x10_0000;
+pub(crate) const MEMORY_END: u64 = 2 * EDGE;
+const USER: u64 = 0x7f00_0000_0000;
+const DESC: u64 = 0;
+const AVAIL: u64 = 0x2_0000;
+const USED: u64 = 0x4_0000;
+/// Free for tests; the buffers that [`Driver::buffer`] hands out begin a little before the edge.
+pub(crate) const SCRATCH: u64 = 0x8_0000;
+const BUFFERS: u64 = EDGE - 0x4000;
+
+pub(crate) struct Driver {
+    file: File,
+    pub(crate) spec: RingSpec,
+    pub(crate) avail_idx: u16,
+    last_used: u16,
+    next_desc: u16,
+    next_buffer: u64,
+    next_table: u64,
+}
+
+/// A buffer of a chain: guest address, bytes, whether the device may write.
+pub(crate) type Buffer = (u64, u32, bool);
+
+impl Driver {
+    /// Everything negotiated; rings that have already run to index `base`.
+    pub(crate) fn new(size: u16, base: u16) -> Driver {
+        // SAFETY: the name is a C string.
+        let fd = unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC) };
+        assert!(fd >= 0);
+        // SAFETY: a new descriptor that nothing else owns.
+        let fd = Arc::new(unsafe { OwnedFd::from_raw_fd(fd) });
+        let file = File::from(fd.try_clone().unwrap());
+        file.set_len(MEMORY_END).unwrap();
+        let region = |guest_addr| RegionSpec {
+            guest_addr,
+            user_addr: USER + guest_addr,
+            size: EDGE,
+            mmap_offset: EDGE - guest_addr,
+            fd: Arc::clone(&fd),
+        };
+        let spec = RingSpec {
+            size,
+            desc_addr: USER + DESC,
+            avail_addr: USER + AVAIL,
+            used_addr: USER + USED,
+            base,
+            event_idx: true,
+            indirect: true,
+            mergeable: true,
+            version_1: true,
+            call: Some(Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())),
+            memory: GuestMemory::new(&[region(0), region(EDGE)]).unwrap(),
+        };
+        let driver = Driver {
+            file,
+            spec,
+            avail_idx: base,
+            last_used: base,
+            next_desc: 0,
+            next_buffer: BUFFERS,
+            next_table: SCRATCH,
+        };
+        driver.put_u16(AVAIL + 2, base);
+        driver.put_u16(USED + 2, base);
+        driver
+    }
+
+    pub(crate) fn ring(&self) -> SplitRing {
+        SplitRing::new(&self.spec).unwrap()
+    }
+
+    pub(crate) fn write(&self, mut addr: u64, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (at, here) = self.place(addr, bytes.len());
+            self.file.write_all_at(&bytes[..here], at).unwrap();
+            bytes = &bytes[here..];
+            addr += here as u64;
+        }
+    }
+
+    pub(crate) fn read(&self, mut addr: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        let mut done = 0;
+        while done < len {
+            let (at, here) = self.place(addr, len - done);
+            self.file
+                .read_exact_at(&mut bytes[done..done + here], at)
+                .unwrap();
+            done += here;
+            addr += here as u64;
+        }
+        bytes
+    }
+
+    /// Where a guest address is in the file, and how many bytes follow it there.
+    fn place(&self, addr: u64, len: usize) -> (u64, usize) {
+        let region = addr / EDGE * EDGE;
+        (
+            addr - region + EDGE - region,
+            len.min(usize::try_from(region + EDGE - addr).unwrap()),
+        )
+    }
+
+    fn put_u16(&self, addr: u64, value: u16) {
+        self.write(addr, &value.to_le_bytes());
+    }
+
+    fn get_u16(&self, addr: u64) -> u16 {
+        u16::from_le_bytes(self.read(addr, 2).try_into().unwrap())
+    }
+
+    fn slot(&self, counter: u16) -> u64 {
+        u64::from(counter % self.spec.size)
+    }
+
+    /// Writes a descriptor of the table at `table`.
+    pub(crate) fn put_desc(&self, table: u64, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
+        let mut desc = [0; 16];
+        desc[..8].copy_from_slice(&addr.to_le_bytes());
+        desc[8..12].copy_from_slice(&len.to_le_bytes());
+        desc[12..14].copy_from_slice(&flags.to_le_bytes());
+        desc[14..].copy_from_slice(&next.to_le_bytes());
+        self.write(table + u64::from(index) * 16, &desc);
+    }
+
+    /// Writes a descriptor of the ring's own table.
+    pub(crate) fn desc(&self, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
+        self.put_desc(DESC, index, addr, len, flags, next);
+    }
+
+    /// Makes the chain at `head` available.
+    pub(crate) fn offer_head(&mut self, head: u16) {
+        self.put_u16(AVAIL + 4 + 2 * self.slot(self.avail_idx), head);
+        self.set_avail(self.avail_idx.wrapping_add(1));
+    }
+
+    pub(crate) fn set_avail(&mut self, index: u16) {
+        self.avail_idx = index;
+        self.put_u16(AVAIL + 2, index);
+    }
+
+    /// Where a buffer of `len` bytes may be put; goes round the memory behind the rings.
+    pub(crate) fn buffer(&mut self, len: u32) -> u64 {
+        if self.next_buffer + u64::from(len) > MEMORY_END {
+            self.next_buffer = BUFFERS;
+        }
+        let addr = self.next_buffer;
+        self.next_buffer += u64::from(len);
+        addr
+    }
+
+    /// Makes a chain of buffers available, the ones from `indirect_from` on through an indirect table; returns its head.
+    /// Descriptors are used in a circle: the caller keeps fewer outstanding than the ring has.
+    pub(crate) fn offer(&mut self, buffers: &[Buffer], indirect_from: Option<usize>) -> u16 {
+        let direct = indirect_from.unwrap_or(buffers.len());
+        let mut links: Vec<(u64, u32, u16)> = buffers[..direct].iter().map(|&b| flags_of(b)).collect();
+        if direct < buffers.len() {
+            let table = self.next_table;
+            // Not aligned, and sometimes across the edge.
+            self.next_table = if table + 0x1000 > EDGE - 0x4000 {
+                SCRATCH + 8
+            } else {
+                table + 0x208
+            };
+            let inner = &buffers[direct..];
+            for (at, &buffer) in (0u16..).zip(inner) {
+                let (addr, len, flags) = flags_of(buffer);
+                let more = if usize::from(at) + 1 < inner.len() {
+                    NEXT
+                } else {
+                    0
+                };
+                self.put_desc(table, at, addr, len, flags | more, at + 1);
+            }
+            links.push((table, u32::try_from(inner.len() * 16).unwrap(), INDIRECT));
+        }
+        let head = self.next_desc;
+        for (at, &(addr, len, flags)) in links.iter().enumerate() {
+            let next = (self.next_desc + 1) % self.spec.size;
+            let more = if at + 1 < links.len() { NEXT } else { 0 };
+            self.desc(self.next_desc, addr, len, flags | more, next);
+            self.next_desc = next;
+        }
+        self.offer_head(head);
+        head
+    }
+
+    /// A chain that the device reads.
+    pub(crate) fn send(&mut self, parts: &[&[u8]], indirect_from: Option<usize>) -> u16 {
+        let mut buffers = Vec::new();
+        for part in parts {
+            let len = u32::try_from(part.len()).unwrap();
+            let addr = self.buffer(len);
+            self.write(addr, part);
+            buffers.push((addr, len, false));
+        }
+        self.offer(&buffers, indirect_from)
+    }
+
+    /// A chain that the device writes.
+    pub(crate) fn post(&mut self, lens: &[u32], indirect_from: Option<usize>) -> (u16, Vec<Buffer>) {
+        let buffers: Vec<Buffer> = lens.iter().map(|&len| (self.buffer(len), len, true)).collect();
+        (self.offer(&buffers, indirect_from), buffers)
+    }
+
+    /// Used elements that were not yet looked at.
+    pub(crate) fn used(&mut self) -> Vec<(u16, u32)> {
+        let mut used = Vec::new();
+        let published = self.used_idx();
+        while self.last_used != published {
+            let element = self.read(USED + 4 + 8 * self.slot(self.last_used), 8);
+            let id = u32::from_le_bytes(element[..4].try_into().unwrap());
+            used.push((
+                u16::try_from(id).unwrap(),
+                u32::from_le_bytes(element[4..].try_into().unwrap()),
+            ));
+            self.last_used = self.last_used.wrapping_add(1);
+        }
+        used
+    }
+
+    pub(crate) fn used_idx(&self) -> u16 {
+        self.get_u16(USED + 2)
+    }
+
+    pub(crate) fn used_flags(&self) -> u16 {
+        self.get_u16(USED)
+    }
+
+    pub(crate) fn avail_event(&self) -> u16 {
+        self.get_u16(USED + 4 + 8 * u64::from(self.spec.size))
+    }
+
+    pub(crate) fn set_used_event(&self, index: u16) {
+        self.put_u16(AVAIL + 4 + 2 * u64::from(self.spec.size), index);
+    }
+
+    pub(crate) fn set_avail_flags(&self, flags: u16) {
+        self.put_u16(AVAIL, flags);
+    }
+
+    /// Cuts the file behind the guest's memory to nothing.
+    pub(crate) fn shrink(&self) {
+        self.file.set_len(0).unwrap();
+    }
+
+    /// Notifications since the last look.
+    pub(crate) fn calls(&self) -> u64 {
+        self.spec.call.as_ref().map_or(0, |fd| fd.read().unwrap_or(0))
+    }
+}
+
+fn flags_of((addr, len, writable): Buffer) -> (u64, u32, u16) {
+    (addr, len, if writable { WRITE } else { 0 })
+}

@@ -1,0 +1,523 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::memory::frames::{ChunkCache, Frame, FrameMemory, MAX_SEGMENTS, SEGMENT_SIZE};
+use crate::virtq::testing::{Driver, MEMORY_END};
+use crate::virtq::{RingError, SplitRing};
+
+/// Bytes of the longest frame.
+const LONGEST: usize = MAX_SEGMENTS * SEGMENT_SIZE;
+
+/// The header of a frame that asks for nothing, with VERSION_1 or MRG_RXBUF.
+const PLAIN: [u8; 12] = [0; 12];
+
+fn chunks(count: u32) -> ChunkCache {
+    ChunkCache::new(FrameMemory::new(count).unwrap())
+}
+
+fn bytes_of(memory: &FrameMemory, frame: &Frame) -> Vec<u8> {
+    memory.segments(frame).flatten().copied().collect()
+}
+
+/// Bytes that differ by frame and place.
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len)
+        .map(|at| u8::try_from((at * 7 + at / 251 + usize::from(seed) * 31) % 256).unwrap())
+        .collect()
+}
+
+fn make_frame(cache: &mut ChunkCache, bytes: &[u8]) -> Frame {
+    let mut frame = cache.alloc(bytes.len()).unwrap();
+    cache.memory().write(&mut frame, 0, bytes);
+    frame
+}
+
+/// Cuts bytes at the given places (taken modulo what is left).
+fn cut<'a>(mut bytes: &'a [u8], cuts: &[usize]) -> Vec<&'a [u8]> {
+    let mut parts = Vec::new();
+    for &at in cuts {
+        let (part, rest) = bytes.split_at(at % (bytes.len() + 1));
+        parts.push(part);
+        bytes = rest;
+    }
+    parts.push(bytes);
+    parts
+}
+
+/// Takes one burst and frees its frames; returns their bytes.
+fn take(ring: &mut SplitRing, cache: &mut ChunkCache) -> (GuestTxBurst, Vec<Vec<u8>>) {
+    let mut out = Vec::new();
+    let burst = take_from_guest(ring, cache, &mut out, 64).unwrap();
+    let taken = out.iter().map(|frame| bytes_of(cache.memory(), frame)).collect();
+    out.into_iter().for_each(|frame| cache.free(frame));
+    (burst, taken)
+}
+
+#[test]
+fn a_header_may_be_spread_over_up_to_twelve_descriptors() {
+    let frame = pattern(100, 1);
+    let whole = [&PLAIN[..], &frame].concat();
+    for pieces in 1..=12 {
+        let mut cuts = vec![1; pieces - 1];
+        cuts.push(12 - (pieces - 1));
+        for indirect in [None, Some(0), Some(pieces)] {
+            let mut driver = Driver::new(32, 65535);
+            let head = driver.send(&cut(&whole, &cuts), indirect);
+            let mut cache = chunks(8);
+            let (burst, taken) = take(&mut driver.ring(), &mut cache);
+            assert_eq!(
+                burst,
+                GuestTxBurst {
+                    chains: 1,
+                    bytes: 100,
+                    ..GuestTxBurst::default()
+                }
+            );
+            assert_eq!(taken, std::slice::from_ref(&frame), "{pieces} pieces");
+            assert_eq!(driver.used(), [(head, 0)]);
+        }
+    }
+}
+
+#[test]
+fn every_reason_to_drop_is_counted_and_the_chain_completed() {
+    let mut driver = Driver::new(64, 0);
+    let needs_csum = [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let gso = [0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let data_valid = [2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 9];
+    let long = pattern(LONGEST + 1, 2);
+    let frame = pattern(64, 3);
+    let mut heads = vec![
+        driver.send(&[&PLAIN[..11]], None),
+        driver.send(&[&[], &[]], None),
+        driver.offer(&[(MEMORY_END, 64, true)], None),
+        driver.send(&[&needs_csum, &frame], None),
+        driver.send(&[&gso, &frame], None),
+        driver.send(&[&PLAIN], None),
+        driver.send(&[&PLAIN, &frame[..13]], None),
+        driver.send(&[&PLAIN, &long], None),
+    ];
+    heads.push(driver.send(&[&data_valid, &frame[..14]], None));
+    let mut ring = driver.ring();
+    let mut cache = chunks(8);
+    let (burst, taken) = take(&mut ring, &mut cache);
+    let expected = GuestTxBurst {
+        chains: 9,
+        bytes: 60,
+        no_chunk: 0,
+        too_short: 2,
+        too_long: 1,
+        bad_header: 5,
+    };
+    assert_eq!(burst, expected);
+    assert_eq!(
+        taken,
+        [[&frame[..14], &[0; 46]].concat()],
+        "padded with zeros to 60 bytes"
+    );
+    assert_eq!(
+        driver.used(),
+        heads.iter().map(|&head| (head, 0)).collect::<Vec<_>>()
+    );
+
+    let mut none = chunks(1);
+    let only = none.alloc(60).unwrap();
+    driver.send(&[&PLAIN, &frame], None);
+    let (burst, _) = take(&mut ring, &mut none);
+    assert_eq!(
+        burst,
+        GuestTxBurst {
+            chains: 1,
+            no_chunk: 1,
+            ..GuestTxBurst::default()
+        }
+    );
+    none.free(only);
+    assert_eq!(driver.used().len(), 1);
+}
+
+#[test]
+fn the_longest_frame_passes_and_an_absurdly_cut_one_is_dropped() {
+    let longest = pattern(LONGEST, 4);
+    let mut driver = Driver::new(2048, 0);
+    driver.send(&[&PLAIN, &longest], None);
+    let crumbs = pattern(1100, 5);
+    driver.send(&[&PLAIN, &crumbs[..20]], None);
+    let in_crumbs: Vec<&[u8]> = std::iter::once(&PLAIN[..]).chain(crumbs.chunks(1)).collect();
+    driver.send(&in_crumbs, None);
+    let mut ring = driver.ring();
+    let mut cache = chunks(8);
+    let (first, taken) = take(&mut ring, &mut cache);
+    assert_eq!((first.chains, taken[0].len()), (2, LONGEST));
+    assert_eq!(taken[0], longest);
+    // The third did not fit beside the others, and does not fit alone.
+    let (second, _) = take(&mut ring, &mut cache);
+    assert_eq!(
+        second,
+        GuestTxBurst {
+            chains: 1,
+            too_long: 1,
+            ..GuestTxBurst::default()
+        }
+    );
+    assert_eq!(driver.used().len(), 3);
+}
+
+#[test]
+fn legacy_rings_have_a_header_of_ten_bytes() {
+    let mut driver = Driver::new(8, 0);
+    (driver.spec.version_1, driver.spec.mergeable) = (false, false);
+    let frame = pattern(80, 6);
+    driver.send(&[&PLAIN[..10], &frame], None);
+    let mut cache = chunks(8);
+    assert_eq!(
+        take(&mut driver.ring(), &mut cache).1,
+        std::slice::from_ref(&frame)
+    );
+
+    let mut driver = Driver::new(8, 0);
+    (driver.spec.version_1, driver.spec.mergeable) = (false, false);
+    let (head, buffers) = driver.post(&[10, 100], None);
+    let frames = [make_frame(&mut cache, &frame)];
+    let burst = give_to_guest(&mut driver.ring(), cache.memory(), &frames).unwrap();
+    assert_eq!(
+        burst,
+        GuestRxBurst {
+            delivered: 1,
+            bytes: 80,
+            too_long: 0
+        }
+    );
+    assert_eq!(driver.used(), [(head, 90)]);
+    assert_eq!(driver.read(buffers[0].0, 90), [&PLAIN[..10], &frame].concat());
+}
+
+#[test]
+fn a_broken_chain_ends_the_burst_and_then_the_ring() {
+    let mut driver = Driver::new(8, 0);
+    driver.send(&[&PLAIN, &pattern(60, 1)], None);
+    driver.offer(&[(MEMORY_END - 1, 2, false)], None);
+    let mut ring = driver.ring();
+    let mut cache = chunks(8);
+    assert_eq!(take(&mut ring, &mut cache).0.chains, 1);
+    let mut out = Vec::new();
+    let error = take_from_guest(&mut ring, &mut cache, &mut out, 64).unwrap_err();
+    assert_eq!(
+        error,
+        RingError::BufferOutsideMemory {
+            head: 2,
+            addr: MEMORY_END - 1,
+            len: 2
+        }
+    );
+    assert_eq!(discard_from_guest(&mut ring, 64), Err(error));
+    assert_eq!((driver.used().len(), ring.base()), (1, 1));
+
+    let mut driver = Driver::new(8, 0);
+    driver.post(&[200], None);
+    driver.offer(&[(0, 100, false)], None);
+    let mut ring = driver.ring();
+    let frames = [
+        make_frame(&mut cache, &pattern(60, 1)),
+        make_frame(&mut cache, &pattern(60, 2)),
+    ];
+    assert_eq!(
+        give_to_guest(&mut ring, cache.memory(), &frames)
+            .unwrap()
+            .delivered,
+        1
+    );
+    let error = give_to_guest(&mut ring, cache.memory(), &frames[1..]).unwrap_err();
+    assert_eq!(error, RingError::NothingWritable { head: 1 });
+    assert_eq!((driver.used().len(), ring.base()), (1, 1));
+}
+
+#[test]
+fn discarding_completes_without_looking() {
+    let mut driver = Driver::new(8, 65534);
+    let heads = [(); 4].map(|()| driver.send(&[b"not even a header"], None));
+    let mut ring = driver.ring();
+    assert_eq!(discard_from_guest(&mut ring, 3), Ok(3));
+    assert_eq!(discard_from_guest(&mut ring, 3), Ok(1));
+    assert_eq!(discard_from_guest(&mut ring, 3), Ok(0));
+    assert_eq!(driver.used(), heads.map(|head| (head, 0)));
+}
+
+#[test]
+fn without_enough_buffers_none_is_consumed() {
+    let mut driver = Driver::new(8, 65535);
+    let mut cache = chunks(8);
+    let bytes = pattern(300, 7);
+    let frames = [make_frame(&mut cache, &bytes)];
+    let mut ring = driver.ring();
+    let mut posted = vec![
+        driver.post(&[100], None),
+        driver.post(&[100], None),
+        driver.post(&[111], None),
+    ];
+    assert_eq!(
+        give_to_guest(&mut ring, cache.memory(), &frames),
+        Ok(GuestRxBurst::default())
+    );
+    assert_eq!(
+        (ring.base(), ring.has_available(), driver.used().len()),
+        (65535, true, 0)
+    );
+
+    posted.push(driver.post(&[50], None));
+    assert_eq!(
+        give_to_guest(&mut ring, cache.memory(), &frames)
+            .unwrap()
+            .delivered,
+        1
+    );
+    let used: Vec<_> = posted
+        .iter()
+        .zip([100, 100, 111, 1])
+        .map(|((head, _), len)| (*head, len))
+        .collect();
+    assert_eq!(driver.used(), used);
+    let got: Vec<u8> = posted
+        .iter()
+        .zip(&used)
+        .flat_map(|((_, b), u)| driver.read(b[0].0, u.1 as usize))
+        .collect();
+    assert_eq!(got[..12], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0], "num_buffers");
+    assert_eq!(got[12..], bytes);
+}
+
+#[test]
+fn frames_that_can_never_fit_are_skipped() {
+    // Mergeable, but all buffers of the ring together are too small.
+    let mut driver = Driver::new(4, 0);
+    let mut cache = chunks(8);
+    for _ in 0..4 {
+        driver.post(&[50], None);
+    }
+    let frames = [189, 188].map(|len| make_frame(&mut cache, &pattern(len, 8)));
+    let mut ring = driver.ring();
+    let burst = give_to_guest(&mut ring, cache.memory(), &frames).unwrap();
+    assert_eq!(
+        burst,
+        GuestRxBurst {
+            delivered: 1,
+            bytes: 188,
+            too_long: 1
+        }
+    );
+    assert_eq!(driver.used().len(), 4);
+
+    // Not mergeable: one chain a frame, num_buffers 1, and a chain that is too small stays.
+    let mut driver = Driver::new(8, 0);
+    driver.spec.mergeable = false;
+    let (head, buffers) = driver.post(&[100], None);
+    driver.post(&[1000], None);
+    let frames = [89, 88, 988].map(|len| make_frame(&mut cache, &pattern(len, 9)));
+    let mut ring = driver.ring();
+    let burst = give_to_guest(&mut ring, cache.memory(), &frames).unwrap();
+    assert_eq!(
+        burst,
+        GuestRxBurst {
+            delivered: 2,
+            bytes: 1076,
+            too_long: 1
+        }
+    );
+    assert_eq!(driver.used(), [(head, 100), (1, 1000)]);
+    assert_eq!(driver.read(buffers[0].0, 12)[10..], [1, 0]);
+}
+
+#[test]
+fn more_chains_than_a_batch_holds() {
+    // 800 tiny buffers: a frame that needs 250 of them fits a batch only when the batch is begun anew for it.
+    let mut driver = Driver::new(1024, 65000);
+    let mut cache = chunks(16);
+    for _ in 0..800 {
+        driver.post(&[10], None);
+    }
+    let frames = [2488, 2488, 2550].map(|len| make_frame(&mut cache, &pattern(len, 1)));
+    let mut ring = driver.ring();
+    let burst = give_to_guest(&mut ring, cache.memory(), &frames).unwrap();
+    assert_eq!(
+        burst,
+        GuestRxBurst {
+            delivered: 2,
+            bytes: 4976,
+            too_long: 1
+        }
+    );
+    assert_eq!(driver.used().len(), 500);
+    assert_eq!(ring.base(), 65000u16.wrapping_add(500));
+}
+
+/// A frame's length, where its chain is cut, and from which buffer on the chain is indirect.
+fn sent() -> impl Strategy<Value = (usize, Vec<usize>, Option<usize>)> {
+    let len = prop_oneof![0usize..100, 0usize..2000, 0usize..17000];
+    (
+        len,
+        prop::collection::vec(0usize..3000, 0..4),
+        prop::option::of(0usize..5),
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn guest_tx_gives_what_was_sent(
+        base in prop_oneof![Just(0u16), 65500u16..=65535, any::<u16>()],
+        bursts in prop::collection::vec(prop::collection::vec(sent(), 1..10), 1..6),
+    ) {
+        let mut driver = Driver::new(64, base);
+        let mut ring = driver.ring();
+        let mut cache = chunks(64);
+        let mut seed = 0;
+        for burst in bursts {
+            let (mut heads, mut frames, mut expected) = (Vec::new(), Vec::new(), GuestTxBurst::default());
+            for (len, cuts, indirect) in burst {
+                seed += 1;
+                let frame = pattern(len, seed);
+                let whole = [&PLAIN[..], &frame].concat();
+                let parts = cut(&whole, &cuts);
+                heads.push((driver.send(&parts, indirect.filter(|&at| at < parts.len())), 0));
+                expected.chains += 1;
+                match len {
+                    0..14 => expected.too_short += 1,
+                    14..=LONGEST => {
+                        frames.push([&frame[..], &[0; 60][len.min(60)..]].concat());
+                        expected.bytes += len.max(60) as u64;
+                    }
+                    _ => expected.too_long += 1,
+                }
+            }
+            prop_assert!(ring.has_available());
+            let (burst, taken) = take(&mut ring, &mut cache);
+            prop_assert_eq!(burst, expected);
+            prop_assert!(taken == frames, "frames differ");
+            prop_assert_eq!(driver.used(), heads);
+            prop_assert_eq!(ring.base(), driver.avail_idx);
+        }
+        prop_assert_eq!(cache.memory().census().held, 0);
+    }
+
+    #[test]
+    fn guest_rx_gets_what_was_given(
+        base in prop_oneof![Just(0u16), 65500u16..=65535, any::<u16>()],
+        mergeable: bool,
+        rounds in prop::collection::vec((
+            prop::collection::vec((prop::collection::vec(0u32..2000, 1..4), prop::option::of(0usize..4)), 0..12),
+            prop::collection::vec(prop_oneof![60usize..1600, 60usize..9000], 1..8),
+        ), 1..6),
+    ) {
+        let mut driver = Driver::new(64, base);
+        driver.spec.mergeable = mergeable;
+        let mut ring = driver.ring();
+        let mut cache = chunks(64);
+        // Chains that the driver offered and the device has not used, oldest first.
+        let mut offered = std::collections::VecDeque::new();
+        for (chains, lens) in rounds {
+            for (buffers, indirect) in chains {
+                // Descriptors are used in a circle, so no more chains than this may be out at once.
+                if offered.len() < 15 {
+                    let indirect = indirect.filter(|&at| at < buffers.len());
+                    offered.push_back(driver.post(&buffers, indirect));
+                }
+            }
+            let frames: Vec<_> = lens.iter().zip(0..).map(|(&l, s)| make_frame(&mut cache, &pattern(l, s))).collect();
+            let burst = give_to_guest(&mut ring, cache.memory(), &frames).unwrap();
+
+            let (mut delivered, mut too_long, mut bytes) = (0, 0, 0);
+            let mut used = driver.used().into_iter();
+            for (at, &len) in lens.iter().enumerate() {
+                let room_of = |chain: &(u16, Vec<(u64, u32, bool)>)| chain.1.iter().map(|b| b.1 as usize).sum::<usize>();
+                let need = 12 + len;
+                let mut room = 0;
+                let mut count = 0;
+                for chain in offered.iter().take(if mergeable { usize::MAX } else { 1 }) {
+                    count += 1;
+                    room += room_of(chain);
+                    if room >= need { break; }
+                }
+                if room < need {
+                    if !mergeable && count == 1 {
+                        too_long += 1;
+                        continue;
+                    }
+                    break;
+                }
+                let mut got = Vec::new();
+                let mut left = need;
+                for (head, buffers) in offered.drain(..count) {
+                    let here = left.min(buffers.iter().map(|b| b.1 as usize).sum());
+                    prop_assert_eq!(used.next(), Some((head, u32::try_from(here).unwrap())));
+                    let content: Vec<u8> =
+                        buffers.iter().flat_map(|b| driver.read(b.0, b.1 as usize)).take(here).collect();
+                    got.extend(content);
+                    left -= here;
+                }
+                let mut expected = PLAIN.to_vec();
+                expected[10] = u8::try_from(count).unwrap();
+                expected.extend(pattern(len, u8::try_from(at).unwrap()));
+                prop_assert!(got == expected, "frame {} of {} bytes differs", at, len);
+                delivered += 1;
+                bytes += len as u64;
+            }
+            prop_assert_eq!(burst, GuestRxBurst { delivered, bytes, too_long });
+            prop_assert_eq!(used.next(), None);
+            let outstanding = u16::try_from(offered.len()).unwrap();
+            prop_assert_eq!(ring.base(), driver.avail_idx.wrapping_sub(outstanding));
+            frames.into_iter().for_each(|frame| cache.free(frame));
+        }
+    }
+
+    /// Whatever the rings hold, nothing panics or hangs, and the memory behind the rings is all that is touched.
+    #[test]
+    fn garbage_is_survived(
+        descs in prop::collection::vec((0u64..MEMORY_END + 64, 0u32..5000, 0u16..8, 0u16..10), 8),
+        heads in prop::collection::vec(0u16..9, 1..12),
+        receive: bool,
+    ) {
+        let mut driver = Driver::new(8, 65530);
+        for (at, (addr, len, flags, next)) in (0..).zip(descs) {
+            // Not onto the rings themselves, which would be the guest's own fault but not repeatable.
+            driver.desc(at, addr.max(0x8_0000), len, flags, next);
+        }
+        let mut ring = driver.ring();
+        let mut cache = chunks(64);
+        for head in heads {
+            driver.offer_head(head);
+            let before = ring.base();
+            let result = if receive {
+                let frames = [make_frame(&mut cache, &pattern(600, 1)), make_frame(&mut cache, &pattern(60, 2))];
+                let result = give_to_guest(&mut ring, cache.memory(), &frames).map(|_| ());
+                frames.into_iter().for_each(|frame| cache.free(frame));
+                result
+            } else {
+                let mut out = Vec::new();
+                let result = take_from_guest(&mut ring, &mut cache, &mut out, 8).map(|_| ());
+                out.into_iter().for_each(|frame| cache.free(frame));
+                result
+            };
+            ring.notify();
+            let completed = u16::try_from(driver.used().len()).unwrap();
+            prop_assert_eq!(ring.base(), before.wrapping_add(completed));
+            if result.is_err() {
+                break;
+            }
+        }
+        prop_assert_eq!(cache.memory().census().held, 0);
+    }
+}
+
+#[test]
+fn a_guest_whose_memory_shrinks_does_not_take_the_daemon_along() {
+    let mut driver = Driver::new(8, 0);
+    driver.send(&[&PLAIN, &pattern(64, 1)], None);
+    let mut ring = driver.ring();
+    driver.shrink();
+    let mut cache = chunks(4);
+    // The whole ring is gone; what replaces it reads as zeros, so nothing is available or it is an error.
+    let mut out = Vec::new();
+    let result = take_from_guest(&mut ring, &mut cache, &mut out, 8);
+    assert_eq!(result, Ok(GuestTxBurst::default()));
+}
