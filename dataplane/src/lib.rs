@@ -3,10 +3,15 @@
 //! `unsafe` lives in [`memory`], [`virtq`] and [`xsk`]; everything else here is safe code over their types.
 
 pub mod checksum;
+pub mod counters;
+pub mod engine;
+pub mod fabric;
 pub mod group;
 pub mod memory;
 pub mod nic;
 pub mod program;
+pub mod switch;
 pub mod virtq;
 pub mod vnet;
+mod worker;
 pub mod xsk;

@@ -1,0 +1,280 @@
+//! The control thread's handle on the workers: start, publish, know when a publication has settled, stop.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use crossbeam_queue::ArrayQueue;
+use crossbeam_utils::CachePadded;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vnic_lb::Millis;
+use vnic_lb::balancer::Balancer;
+use vnic_lb::mac::Mac;
+
+use crate::counters::{PerWorker, WorkerCounters};
+use crate::fabric::{Fabric, MAX_PORTS, MAX_QUEUE_PAIRS, Nic, Port, PortIndex};
+use crate::memory::frames::FrameMemory;
+use crate::virtq::RingError;
+use crate::worker;
+
+pub use crate::worker::Poll;
+
+/// What a worker tells the control thread. Rare: never more than one for each ring, port and worker until it is answered.
+#[derive(Debug)]
+pub enum Event {
+    /// A port without a configured MAC sent its first acceptable source address.
+    MacSeen {
+        /// The port.
+        port: PortIndex,
+        /// The address.
+        mac: Mac,
+    },
+    /// A driver broke a rule; the ring was marked broken and is left alone.
+    RingBroken {
+        /// The port.
+        port: PortIndex,
+        /// vhost-user ring index: 2 x queue pair for RX, + 1 for TX.
+        ring: usize,
+        /// The rule.
+        error: RingError,
+    },
+    /// A worker could not start.
+    WorkerFailed {
+        /// Which.
+        worker: usize,
+        /// Why.
+        cause: String,
+    },
+}
+
+/// Room for one event of each ring and port, and some for workers.
+const EVENTS: usize = MAX_PORTS * (2 * MAX_QUEUE_PAIRS + 1) + 64;
+
+/// What workers and the control thread share.
+pub(crate) struct SharedState {
+    pub(crate) fabric: ArcSwap<Fabric>,
+    /// Generation of `fabric`, stored after it: one relaxed look a turn tells a worker whether to reload.
+    pub(crate) generation: CachePadded<AtomicU64>,
+    pub(crate) stopping: AtomicBool,
+    started: Instant,
+    pub(crate) memory: Arc<FrameMemory>,
+    pub(crate) balancer: Arc<Balancer>,
+    pub(crate) counters: PerWorker<WorkerCounters>,
+    /// Wakes each worker from its sleep.
+    pub(crate) wake: Box<[EventFd]>,
+    /// For each worker, the last generation that it picked up.
+    seen: Box<[CachePadded<AtomicU64>]>,
+    events: ArrayQueue<Event>,
+    /// Wakes the control thread: an acknowledgement or an event.
+    notify: EventFd,
+}
+
+impl SharedState {
+    /// The clock of the session table: milliseconds since the start.
+    #[allow(clippy::cast_possible_truncation, reason = "Millis wraps by definition")]
+    pub(crate) fn now(&self) -> Millis {
+        self.started.elapsed().as_millis() as Millis
+    }
+
+    pub(crate) fn acknowledge(&self, worker: usize, generation: u64) {
+        // Release: whoever reads this also sees everything the worker did with the older fabric.
+        self.seen[worker].store(generation, Ordering::Release);
+        let _ = self.notify.write(1);
+    }
+
+    pub(crate) fn report(&self, event: Event) {
+        // Cannot be full, see `EVENTS`; if it were, the counters would still tell.
+        let _ = self.events.push(event);
+        let _ = self.notify.write(1);
+    }
+}
+
+/// How many workers, where, and how they wait.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Number of workers, at least 1.
+    pub workers: usize,
+    /// CPU of each worker, taken round robin; empty: not pinned.
+    pub cpus: Vec<usize>,
+    /// How they wait.
+    pub poll: Poll,
+}
+
+/// Why the workers cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// An eventfd could not be made.
+    #[error("cannot make an eventfd: {0}; raise the limit of open files (ulimit -n)")]
+    EventFd(#[source] io::Error),
+    /// A thread could not be started.
+    #[error("cannot start worker {worker}: {source}")]
+    Thread {
+        /// Which.
+        worker: usize,
+        /// Why.
+        source: io::Error,
+    },
+    /// A worker could not be pinned.
+    #[error(
+        "cannot pin worker {worker} to CPU {cpu}: {source}; give --cpus only CPUs that are online and allowed here"
+    )]
+    Pin {
+        /// Which.
+        worker: usize,
+        /// Where.
+        cpu: usize,
+        /// Why.
+        source: nix::Error,
+    },
+}
+
+/// The running workers.
+pub struct Engine {
+    shared: Arc<SharedState>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Starts the workers on an empty fabric.
+    pub fn start(
+        config: &EngineConfig,
+        memory: Arc<FrameMemory>,
+        balancer: Arc<Balancer>,
+    ) -> Result<Engine, EngineError> {
+        let workers = config.workers.max(1);
+        let eventfd = || EventFd::new(EFD_NONBLOCK).map_err(EngineError::EventFd);
+        let shared = Arc::new(SharedState {
+            fabric: ArcSwap::from_pointee(Fabric::empty(workers)),
+            generation: CachePadded::default(),
+            stopping: AtomicBool::new(false),
+            started: Instant::now(),
+            memory,
+            balancer,
+            counters: PerWorker::new(workers),
+            wake: (0..workers).map(|_| eventfd()).collect::<Result<_, _>>()?,
+            seen: (0..workers).map(|_| CachePadded::default()).collect(),
+            events: ArrayQueue::new(EVENTS),
+            notify: eventfd()?,
+        });
+        let mut engine = Engine {
+            shared,
+            threads: Vec::with_capacity(workers),
+        };
+        for index in 0..workers {
+            let cpu = (!config.cpus.is_empty()).then(|| config.cpus[index % config.cpus.len()]);
+            engine.start_worker(index, cpu, config.poll)?;
+        }
+        Ok(engine)
+    }
+
+    fn start_worker(&mut self, index: usize, cpu: Option<usize>, poll: Poll) -> Result<(), EngineError> {
+        let shared = Arc::clone(&self.shared);
+        let (pinned, outcome) = std::sync::mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || {
+                let result = cpu.map_or(Ok(()), pin);
+                let failed = result.is_err();
+                let _ = pinned.send(result);
+                if !failed {
+                    worker::run(index, shared, poll);
+                }
+            })
+            .map_err(|source| EngineError::Thread {
+                worker: index,
+                source,
+            })?;
+        self.threads.push(thread);
+        match (outcome.recv(), cpu) {
+            (Ok(Err(source)), Some(cpu)) => Err(EngineError::Pin {
+                worker: index,
+                cpu,
+                source,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Number of workers.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// Replaces what the workers see; returns the new generation. It has settled once [`Engine::settled`] reaches it.
+    pub fn publish(&self, ports: Vec<Port>, nics: Vec<Arc<Nic>>) -> u64 {
+        let generation = self.shared.generation.load(Ordering::Relaxed) + 1;
+        let fabric = Fabric::new(generation, ports, nics, self.workers());
+        self.shared.fabric.store(Arc::new(fabric));
+        self.shared.generation.store(generation, Ordering::Release);
+        for wake in &self.shared.wake {
+            let _ = wake.write(1);
+        }
+        generation
+    }
+
+    /// The newest generation that every worker has picked up: nobody uses anything that only older ones held.
+    #[must_use]
+    pub fn settled(&self) -> u64 {
+        self.shared
+            .seen
+            .iter()
+            .map(|seen| seen.load(Ordering::Acquire))
+            .min()
+            .unwrap_or(0)
+    }
+
+    /// Readable when a generation may have settled or an event waits.
+    #[must_use]
+    pub fn notify_fd(&self) -> RawFd {
+        self.shared.notify.as_raw_fd()
+    }
+
+    /// Clears [`Engine::notify_fd`]; call before looking at [`Engine::settled`] and [`Engine::next_event`].
+    pub fn clear_notify(&self) {
+        let _ = self.shared.notify.read();
+    }
+
+    /// The next event, oldest first.
+    #[must_use]
+    pub fn next_event(&self) -> Option<Event> {
+        self.shared.events.pop()
+    }
+
+    /// The time as the workers tell it to the balancer.
+    #[must_use]
+    pub fn now(&self) -> Millis {
+        self.shared.now()
+    }
+
+    /// The workers' counters of themselves.
+    #[must_use]
+    pub fn worker_counters(&self) -> &PerWorker<WorkerCounters> {
+        &self.shared.counters
+    }
+}
+
+impl Drop for Engine {
+    /// Stops and joins the workers; each ends after the turn that it is in.
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        for wake in &self.shared.wake {
+            let _ = wake.write(1);
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn pin(cpu: usize) -> Result<(), nix::Error> {
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &set)
+}

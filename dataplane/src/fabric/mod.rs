@@ -1,0 +1,109 @@
+//! What the workers see: an immutable picture of the ports, NICs and addresses, replaced as a whole by pointer swap.
+//!
+//! The control thread builds a [`Fabric`] and publishes it; each worker picks it up between two turns and from then on holds
+//! nothing of the older one. That acknowledgement is the quiesce: once every worker has seen a fabric without a ring, the ring can be
+//! stopped and its guest's memory unmapped.
+
+mod mac_table;
+mod nic;
+mod port;
+mod slot;
+
+pub use mac_table::MacTable;
+pub use nic::{Nic, NicQueue, NicSender, NicState};
+pub use port::{Port, PortState, QueuePair, Ring};
+pub use slot::{PutOutcome, Shared, Stock};
+
+use std::sync::Arc;
+
+use vnic_lb::mac::Mac;
+
+/// Position of a port in the daemon's list.
+pub type PortIndex = u8;
+
+/// The most ports of one daemon.
+pub const MAX_PORTS: usize = 64;
+
+/// The most queue pairs of one port.
+pub const MAX_QUEUE_PAIRS: usize = 8;
+
+/// One generation of the picture.
+pub struct Fabric {
+    /// Counts up with every publication.
+    pub generation: u64,
+    /// Ports by [`PortIndex`].
+    pub ports: Box<[Port]>,
+    /// NICs by [`vnic_lb::nics::NicIndex`].
+    pub nics: Box<[Arc<Nic>]>,
+    /// Addresses of the ports.
+    pub macs: MacTable,
+    /// Addresses of the NICs, which no port may take.
+    pub nic_macs: Box<[Mac]>,
+    /// For each worker, what it polls.
+    pub shares: Box<[Share]>,
+}
+
+/// What one worker polls.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// Guest TX rings: (position in [`Fabric::ports`], queue pair).
+    pub guest_tx: Vec<(usize, usize)>,
+    /// NIC queues: (position in [`Fabric::nics`], queue).
+    pub nic_queues: Vec<(usize, usize)>,
+    /// NICs whose group copies it takes.
+    pub groups: Vec<usize>,
+}
+
+impl Fabric {
+    /// Nothing at all: what workers start with.
+    #[must_use]
+    pub fn empty(workers: usize) -> Fabric {
+        Fabric::new(0, Vec::new(), Vec::new(), workers)
+    }
+
+    /// Builds the tables and deals the queues out to `workers`, round robin in a fixed order, so that a queue stays with its worker
+    /// when something else changes.
+    #[must_use]
+    pub fn new(generation: u64, ports: Vec<Port>, nics: Vec<Arc<Nic>>, workers: usize) -> Fabric {
+        let mut shares = vec![Share::default(); workers];
+        for (port_at, port) in ports.iter().enumerate() {
+            for (pair_at, pair) in port.pairs.iter().enumerate() {
+                if pair.tx.is_some() {
+                    shares[(port_at + pair_at) % workers]
+                        .guest_tx
+                        .push((port_at, pair_at));
+                }
+            }
+        }
+        for (nic_at, nic) in nics.iter().enumerate() {
+            for queue_at in 0..nic.queues.len() {
+                shares[(nic_at + queue_at) % workers]
+                    .nic_queues
+                    .push((nic_at, queue_at));
+            }
+            if nic.group.is_some() {
+                shares[nic_at % workers].groups.push(nic_at);
+            }
+        }
+        let macs = MacTable::new(
+            ports
+                .iter()
+                .filter_map(|port| Some((port.mac?, port.state.index))),
+        );
+        let nic_macs = nics.iter().map(|nic| nic.mac).collect();
+        Fabric {
+            generation,
+            ports: ports.into(),
+            nics: nics.into(),
+            macs,
+            nic_macs,
+            shares: shares.into(),
+        }
+    }
+
+    /// Whether a guest may take `mac` as its own: a unicast address that no NIC and no other port has.
+    #[must_use]
+    pub fn may_learn(&self, mac: Mac) -> bool {
+        !mac.is_group() && !mac.is_zero() && self.macs.get(mac).is_none() && !self.nic_macs.contains(&mac)
+    }
+}

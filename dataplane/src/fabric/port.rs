@@ -1,0 +1,173 @@
+//! A guest's port as the workers see it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use vmm_sys_util::eventfd::EventFd;
+use vnic_lb::mac::Mac;
+
+use super::{PortIndex, Shared};
+use crate::counters::{PairCounters, PerWorker, PortCounters};
+use crate::virtq::SplitRing;
+
+/// Frames that wait for a ring that another worker holds. A burst is 32, so this is several bursts of every worker.
+const HAND_OFF: usize = 512;
+
+/// What of a port outlives its rings: its identity and its counters.
+#[derive(Debug)]
+pub struct PortState {
+    /// Position in the daemon's list of ports.
+    pub index: PortIndex,
+    /// The operator's name for it.
+    pub name: String,
+    /// Per-worker counters of the port.
+    pub counters: PerWorker<PortCounters>,
+    /// Per-worker counters of each queue pair.
+    pub pairs: Box<[PerWorker<PairCounters>]>,
+    /// A source MAC that a worker proposed and the control thread has not answered yet; 0: none.
+    candidate: AtomicU64,
+}
+
+impl PortState {
+    /// A new port with zeroed counters.
+    #[must_use]
+    pub fn new(index: PortIndex, name: String, queue_pairs: usize, workers: usize) -> PortState {
+        PortState {
+            index,
+            name,
+            counters: PerWorker::new(workers),
+            pairs: (0..queue_pairs).map(|_| PerWorker::new(workers)).collect(),
+            candidate: AtomicU64::new(0),
+        }
+    }
+
+    /// Proposes `mac` as this port's own: `Ok(true)` the first time (tell the control thread), `Ok(false)` while the same
+    /// proposal is pending, `Err` if another one is.
+    pub fn propose_mac(&self, mac: Mac) -> Result<bool, ()> {
+        match self
+            .candidate
+            .compare_exchange(0, mac.to_u64(), Ordering::AcqRel, Ordering::Acquire)
+        {
+            Ok(_) => Ok(true),
+            Err(pending) if pending == mac.to_u64() => Ok(false),
+            Err(_) => Err(()),
+        }
+    }
+
+    /// Ends a pending proposal, once the answer is in the published fabric.
+    pub fn settle_mac(&self) {
+        self.candidate.store(0, Ordering::Release);
+    }
+}
+
+/// A running ring, until it stops.
+pub struct Ring {
+    /// The engine, filled or emptied by whichever worker holds it.
+    pub engine: Shared<SplitRing>,
+    broken: AtomicBool,
+}
+
+impl Ring {
+    /// A ring that starts.
+    #[must_use]
+    pub fn new(engine: SplitRing) -> Ring {
+        Ring {
+            engine: Shared::new(engine, HAND_OFF),
+            broken: AtomicBool::new(false),
+        }
+    }
+
+    /// The driver broke a rule: nobody touches the ring any more. `true` for the caller that marked it.
+    pub fn mark_broken(&self) -> bool {
+        !self.broken.swap(true, Ordering::AcqRel)
+    }
+
+    /// Whether it was marked broken.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+}
+
+/// The rings of one queue pair that are started.
+#[derive(Clone, Default)]
+pub struct QueuePair {
+    /// Guest TX, if started.
+    pub tx: Option<Arc<Ring>>,
+    /// Written by the driver when it has made guest TX buffers available; `None` with a started ring: poll it.
+    pub tx_kick: Option<Arc<EventFd>>,
+    /// Guest TX is enabled; if not, its frames are consumed and discarded.
+    pub tx_enabled: bool,
+    /// Guest RX, if started and enabled.
+    pub rx: Option<Arc<Ring>>,
+}
+
+/// One generation of a port.
+#[derive(Clone)]
+pub struct Port {
+    /// What outlives the generation.
+    pub state: Arc<PortState>,
+    /// Its address, once configured or learned.
+    pub mac: Option<Mac>,
+    /// Queue pairs, as many as the port may have.
+    pub pairs: Box<[QueuePair]>,
+    /// Positions in `pairs` whose `rx` is set: received frames are spread over these.
+    rx_ready: Box<[usize]>,
+}
+
+impl Port {
+    /// A port with the given running rings.
+    #[must_use]
+    pub fn new(state: Arc<PortState>, mac: Option<Mac>, pairs: Vec<QueuePair>) -> Port {
+        let rx_ready = pairs
+            .iter()
+            .enumerate()
+            .filter(|(_, pair)| pair.rx.is_some())
+            .map(|(at, _)| at)
+            .collect();
+        Port {
+            state,
+            mac,
+            pairs: pairs.into(),
+            rx_ready,
+        }
+    }
+
+    /// The queue pair that a received frame of this flow goes to; `None` if no RX ring runs.
+    #[must_use]
+    pub fn rx_pair(&self, flow_hash: u32) -> Option<usize> {
+        match &*self.rx_ready {
+            [] => None,
+            [only] => Some(*only),
+            several => Some(several[flow_hash as usize % several.len()]),
+        }
+    }
+
+    /// Whether the choice of [`Port::rx_pair`] depends on the flow.
+    #[must_use]
+    pub fn has_several_rx(&self) -> bool {
+        self.rx_ready.len() > 1
+    }
+
+    /// Whether the guest takes part now: a frame from outside with its address is then a loop.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        !self.rx_ready.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_mac_is_proposed_at_a_time() {
+        let state = PortState::new(0, "a".into(), 1, 1);
+        let (first, second) = (Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2]));
+        assert_eq!(state.propose_mac(first), Ok(true));
+        assert_eq!(state.propose_mac(first), Ok(false));
+        assert_eq!(state.propose_mac(second), Err(()));
+        state.settle_mac();
+        assert_eq!(state.propose_mac(second), Ok(true));
+    }
+}

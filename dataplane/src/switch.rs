@@ -1,0 +1,90 @@
+//! Where a frame goes: pure decisions over one [`Fabric`], no queue is touched here.
+
+use vnic_lb::mac::Mac;
+
+use crate::counters::DropReason;
+use crate::fabric::{Fabric, Port, PortIndex};
+
+/// Where a frame from a guest goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FromGuest {
+    /// To one local port, directly.
+    Port(PortIndex),
+    /// Out by a NIC that the session decides.
+    Uplink,
+    /// To every other local port and, once, to the designated NIC.
+    Group,
+    /// Nowhere.
+    Drop(DropReason),
+}
+
+/// Where a frame from a NIC goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FromNic {
+    /// To one local port.
+    Port(PortIndex),
+    /// To every local port.
+    Group,
+    /// Nowhere.
+    Drop(DropReason),
+}
+
+/// What to make of a frame's source address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The port's own.
+    Own,
+    /// The port has none yet, and this one would do.
+    Candidate,
+    /// Refused.
+    Refused(DropReason),
+}
+
+/// Checks the source address of a frame that `port` sends (anti-spoofing).
+#[must_use]
+pub fn check_source(fabric: &Fabric, port: &Port, src: Mac) -> Source {
+    match port.mac {
+        Some(own) if own == src => Source::Own,
+        Some(_) => Source::Refused(DropReason::SpoofedSource),
+        None if fabric.may_learn(src) => Source::Candidate,
+        None => Source::Refused(DropReason::MacRefused),
+    }
+}
+
+/// Decides for a frame whose source was accepted.
+#[must_use]
+pub fn from_guest(fabric: &Fabric, port: &Port, dst: Mac) -> FromGuest {
+    if dst.is_group() {
+        if dst.is_link_local_control() {
+            return FromGuest::Drop(DropReason::LinkLocalControl);
+        }
+        return FromGuest::Group;
+    }
+    match fabric.macs.get(dst) {
+        Some(destination) if destination == port.state.index => FromGuest::Drop(DropReason::ToItself),
+        Some(destination) => FromGuest::Port(destination),
+        None if fabric.nics.is_empty() => FromGuest::Drop(DropReason::UnknownDestination),
+        None => FromGuest::Uplink,
+    }
+}
+
+/// Decides for a frame that a NIC received. It never goes to another NIC.
+#[must_use]
+pub fn from_nic(fabric: &Fabric, dst: Mac, src: Mac) -> FromNic {
+    if let Some(owner) = fabric.macs.get(src)
+        && fabric.ports.get(usize::from(owner)).is_some_and(Port::is_running)
+    {
+        // Our own frame came back. While the port does not run, its VM may live elsewhere (migrated away) and be heard.
+        return FromNic::Drop(DropReason::LoopedBack);
+    }
+    if dst.is_group() {
+        if dst.is_link_local_control() {
+            return FromNic::Drop(DropReason::LinkLocalControl);
+        }
+        return FromNic::Group;
+    }
+    match fabric.macs.get(dst) {
+        Some(port) => FromNic::Port(port),
+        None => FromNic::Drop(DropReason::UnknownDestination),
+    }
+}

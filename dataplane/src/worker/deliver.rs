@@ -1,0 +1,209 @@
+//! Frames sorted by destination, and their way into guest RX rings and NIC TX rings, a burst at a time.
+
+use vnic_lb::MAX_NICS;
+use vnic_lb::parse::parse;
+
+use super::{BURST, Context};
+use crate::counters::DropReason;
+use crate::fabric::{Fabric, MAX_PORTS, MAX_QUEUE_PAIRS, Nic, Port, PortIndex, PutOutcome, Ring};
+use crate::memory::frames::Frame;
+use crate::virtq::RingError;
+use crate::vnet;
+
+/// Frames by destination: `MAX_PORTS * MAX_QUEUE_PAIRS` guest RX rings, then `MAX_NICS` NICs.
+pub(super) struct Staged {
+    by_destination: Box<[Vec<Frame>]>,
+    /// Destinations that have frames now.
+    touched: Vec<usize>,
+}
+
+const FIRST_NIC: usize = MAX_PORTS * MAX_QUEUE_PAIRS;
+
+impl Staged {
+    pub(super) fn new() -> Staged {
+        let destinations = FIRST_NIC + MAX_NICS;
+        Staged {
+            by_destination: (0..destinations).map(|_| Vec::new()).collect(),
+            touched: Vec::with_capacity(destinations),
+        }
+    }
+
+    fn push(&mut self, destination: usize, frame: Frame) {
+        let frames = &mut self.by_destination[destination];
+        if frames.is_empty() {
+            self.touched.push(destination);
+            // Once in a destination's life; afterwards the room is there.
+            frames.reserve(BURST);
+        }
+        frames.push(frame);
+    }
+
+    fn port(&mut self, port: PortIndex, pair: usize, frame: Frame) {
+        self.push(usize::from(port) * MAX_QUEUE_PAIRS + pair, frame);
+    }
+
+    pub(super) fn nic(&mut self, nic: usize, frame: Frame) {
+        self.push(FIRST_NIC + nic, frame);
+    }
+}
+
+impl Context {
+    /// Stages a frame for a local port.
+    pub(super) fn stage(&mut self, fabric: &Fabric, destination: PortIndex, frame: Frame) {
+        let port = &fabric.ports[usize::from(destination)];
+        match self.choose_pair(port, &frame) {
+            Some(pair) => self.staged.port(destination, pair, frame),
+            None => {
+                port.state
+                    .counters
+                    .of(self.index)
+                    .drops
+                    .add(DropReason::PortNotReady, 1);
+                self.stock.chunks.free(frame);
+            }
+        }
+    }
+
+    /// Stages a copy for every running port but `except`.
+    pub(super) fn stage_copies(&mut self, fabric: &Fabric, except: Option<PortIndex>, frame: &Frame) {
+        for port in &fabric.ports {
+            if Some(port.state.index) == except {
+                continue;
+            }
+            let Some(pair) = self.choose_pair(port, frame) else {
+                continue;
+            };
+            match self.memory.copy_of(&mut self.stock.chunks, frame) {
+                Some(copy) => self.staged.port(port.state.index, pair, copy),
+                None => port
+                    .state
+                    .counters
+                    .of(self.index)
+                    .drops
+                    .add(DropReason::NoChunk, 1),
+            }
+        }
+    }
+
+    fn choose_pair(&self, port: &Port, frame: &Frame) -> Option<usize> {
+        if port.has_several_rx() {
+            port.rx_pair(parse(self.memory.head(frame)).flow_hash())
+        } else {
+            port.rx_pair(0)
+        }
+    }
+
+    /// Delivers everything that is staged.
+    pub(super) fn deliver_staged(&mut self, fabric: &Fabric) {
+        while let Some(destination) = self.staged.touched.pop() {
+            let mut frames = std::mem::take(&mut self.staged.by_destination[destination]);
+            if let Some(nic) = destination.checked_sub(FIRST_NIC) {
+                self.send_to_nic(&fabric.nics[nic], &mut frames);
+            } else {
+                let (port, pair) = (destination / MAX_QUEUE_PAIRS, destination % MAX_QUEUE_PAIRS);
+                self.deliver_to_port(&fabric.ports[port], pair, &mut frames);
+            }
+            self.staged.by_destination[destination] = frames;
+        }
+    }
+
+    fn send_to_nic(&mut self, nic: &Nic, frames: &mut Vec<Frame>) {
+        let drops = &nic.state.counters.of(self.index).drops;
+        // Each worker keeps to one queue, so a session's frames stay in order and the lock is seldom contended.
+        let Some(queue) = nic.queues.get(self.index % nic.queues.len().max(1)) else {
+            drops.add(DropReason::NoNicAlive, frames.len() as u64);
+            frames.drain(..).for_each(|frame| self.stock.chunks.free(frame));
+            return;
+        };
+        let outcome = queue.tx.put(&mut self.stock, frames, |sender, chunks, frames| {
+            drops.add(DropReason::NicRingFull, sender.send(chunks, frames));
+        });
+        if outcome.contended {
+            drops.add(DropReason::HandOffFull, outcome.dropped);
+            self.count_contention(outcome);
+        }
+    }
+
+    fn deliver_to_port(&mut self, port: &Port, pair_at: usize, frames: &mut Vec<Frame>) {
+        let drops = &port.state.counters.of(self.index).drops;
+        let Some(ring) = port.pairs.get(pair_at).and_then(|pair| pair.rx.as_ref()) else {
+            drops.add(DropReason::PortNotReady, frames.len() as u64);
+            frames.drain(..).for_each(|frame| self.stock.chunks.free(frame));
+            return;
+        };
+        let pair = port.state.pairs[pair_at].of(self.index);
+        let memory = &self.memory;
+        let mut failure: Option<RingError> = None;
+        let outcome = ring
+            .engine
+            .put(&mut self.stock, frames, |engine, chunks, frames| {
+                let rest = if ring.is_broken() || failure.is_some() {
+                    drops.add(DropReason::RingBroken, frames.len() as u64);
+                    0
+                } else {
+                    match vnet::give_to_guest(engine, memory, frames) {
+                        Ok(given) => {
+                            pair.guest_rx_frames.add(given.delivered as u64);
+                            pair.guest_rx_bytes.add(given.bytes);
+                            pair.notifications.add(u64::from(engine.notify()));
+                            drops.add(DropReason::TooLong, u64::from(given.too_long));
+                            frames.len() - given.delivered - given.too_long as usize
+                        }
+                        Err(error) => {
+                            failure = Some(error);
+                            drops.add(DropReason::RingBroken, frames.len() as u64);
+                            0
+                        }
+                    }
+                };
+                drops.add(DropReason::NoGuestBuffer, rest as u64);
+                frames.drain(..).for_each(|frame| chunks.free(frame));
+            });
+        if outcome.contended {
+            drops.add(DropReason::HandOffFull, outcome.dropped);
+            self.count_contention(outcome);
+        }
+        if let Some(error) = failure {
+            self.ring_broken(port, pair_at * 2, ring, error);
+        }
+    }
+
+    fn count_contention(&self, outcome: PutOutcome) {
+        let counters = self.shared.counters.of(self.index);
+        counters.contended_bursts.add(1);
+        counters.handed_off_frames.add(outcome.handed_off);
+    }
+
+    /// Whether a ring of the share has work after all, with notifications asked for: the recheck before sleeping.
+    pub(super) fn arm(&self, fabric: &Fabric) -> bool {
+        self.guest_tx_rings(fabric)
+            .any(|ring| ring.engine.try_lock().is_none_or(|mut engine| engine.arm()))
+    }
+
+    /// Tells the drivers of the share not to kick: the worker is polling again.
+    pub(super) fn disarm(&self, fabric: &Fabric) {
+        for ring in self.guest_tx_rings(fabric) {
+            if let Some(mut engine) = ring.engine.try_lock() {
+                engine.disarm();
+            }
+        }
+    }
+
+    fn guest_tx_rings<'a>(&self, fabric: &'a Fabric) -> impl Iterator<Item = &'a Ring> {
+        fabric.shares[self.index]
+            .guest_tx
+            .iter()
+            .filter_map(|&(port, pair)| fabric.ports[port].pairs[pair].tx.as_deref())
+            .filter(|ring| !ring.is_broken())
+    }
+
+    /// Whether a NIC queue of the share still has frames in flight.
+    pub(super) fn in_flight(&self, fabric: &Fabric) -> bool {
+        fabric.shares[self.index].nic_queues.iter().any(|&(nic, queue)| {
+            fabric.nics[nic].queues[queue]
+                .tx
+                .try_lock()
+                .is_none_or(|sender| sender.tx().in_flight() > 0)
+        })
+    }
+}

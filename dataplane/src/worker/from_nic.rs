@@ -1,0 +1,94 @@
+//! Frames that NICs receive, and copies of those to groups.
+
+use std::sync::Mutex;
+
+use vnic_lb::balancer::Observed;
+use vnic_lb::parse::parse;
+
+use super::from_guest::{addresses, frame_len};
+use super::{BURST, Context};
+use crate::counters::DropReason;
+use crate::fabric::{Fabric, Nic};
+use crate::memory::frames::Frame;
+use crate::nic::NicRx;
+use crate::switch::{self, FromNic};
+
+impl Context {
+    /// Takes one burst from a NIC queue; returns the number of frames. Also looks after the queue's sent frames.
+    pub(super) fn poll_nic(&mut self, fabric: &Fabric, nic_at: usize, queue_at: usize) -> usize {
+        let nic = &fabric.nics[nic_at];
+        let queue = &nic.queues[queue_at];
+        let received = self.receive(&queue.rx);
+        self.route_received(fabric, nic);
+        if let Some(mut sender) = queue.tx.try_lock() {
+            sender.service(&mut self.stock.chunks);
+        }
+        let counters = nic.state.counters.of(self.index);
+        queue.tx.drain(&mut self.stock, |sender, chunks, frames| {
+            counters
+                .drops
+                .add(DropReason::NicRingFull, sender.send(chunks, frames));
+        });
+        received
+    }
+
+    /// Takes one burst of a NIC's group copies.
+    pub(super) fn poll_group(&mut self, fabric: &Fabric, nic_at: usize) -> usize {
+        let nic = &fabric.nics[nic_at];
+        let Some(group) = &nic.group else { return 0 };
+        let Ok(mut tap) = group.try_lock() else { return 0 };
+        let received = tap.receive(&mut self.stock.chunks, &mut self.burst, BURST);
+        drop(tap);
+        self.route_received(fabric, nic);
+        received
+    }
+
+    fn receive(&mut self, rx: &Mutex<Box<dyn NicRx>>) -> usize {
+        // Contended only while the control thread reads its counters.
+        let Ok(mut rx) = rx.try_lock() else { return 0 };
+        let received = rx.receive(&mut self.stock.chunks, &mut self.burst, BURST);
+        rx.refill(&mut self.stock.chunks);
+        received
+    }
+
+    fn route_received(&mut self, fabric: &Fabric, nic: &Nic) {
+        if self.burst.is_empty() {
+            return;
+        }
+        let mut burst = std::mem::take(&mut self.burst);
+        for frame in burst.drain(..) {
+            self.route_one(fabric, nic, frame);
+        }
+        self.burst = burst;
+        if !self.observed.is_empty() {
+            self.balancer.observe(self.index, self.now, &self.observed);
+            self.observed.clear();
+        }
+        self.deliver_staged(fabric);
+    }
+
+    fn route_one(&mut self, fabric: &Fabric, nic: &Nic, frame: Frame) {
+        let head = self.memory.head(&frame);
+        let decision = match addresses(head) {
+            Some((dst, src)) => switch::from_nic(fabric, dst, src),
+            None => FromNic::Drop(DropReason::TooShort),
+        };
+        match decision {
+            FromNic::Port(port) => {
+                self.observed.push(Observed {
+                    parsed: parse(head),
+                    frame_len: frame_len(&frame),
+                });
+                self.stage(fabric, port, frame);
+            }
+            FromNic::Group => {
+                self.stage_copies(fabric, None, &frame);
+                self.stock.chunks.free(frame);
+            }
+            FromNic::Drop(reason) => {
+                nic.state.counters.of(self.index).drops.add(reason, 1);
+                self.stock.chunks.free(frame);
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! A datapath thread: it polls its share of guest TX rings and NIC queues, switches frames, and waits when there are none.
+//!
+//! One turn looks at each queue of the share once and takes a bounded burst from each, so a busy guest delays its neighbours by no
+//! more than that.
+
+mod deliver;
+mod from_guest;
+mod from_nic;
+mod wait;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use vnic_lb::Millis;
+use vnic_lb::balancer::{Balancer, Observed};
+use vnic_lb::nics::NicIndex;
+
+use crate::engine::{Event, SharedState};
+use crate::fabric::{Fabric, Stock};
+use crate::memory::frames::{ChunkCache, Frame, FrameMemory};
+use deliver::Staged;
+pub use wait::Poll;
+use wait::Waiter;
+
+/// Frames taken from one queue in one turn.
+const BURST: usize = 32;
+
+/// Session-table entries looked at for expiry in one turn.
+const UPKEEP_ENTRIES: usize = 16;
+
+/// All that a worker needs beside the [`Fabric`].
+struct Context {
+    index: usize,
+    memory: Arc<FrameMemory>,
+    balancer: Arc<Balancer>,
+    shared: Arc<SharedState>,
+    stock: Stock,
+    now: Millis,
+    /// Frames of the burst in hand.
+    burst: Vec<Frame>,
+    /// Frames on their way out by a NIC, beside what the balancer is told of them and what it answers.
+    uplink: Vec<Frame>,
+    observed: Vec<Observed>,
+    choices: Vec<Option<NicIndex>>,
+    /// Frames by destination.
+    staged: Staged,
+}
+
+/// Runs worker `index` until the engine stops.
+pub(crate) fn run(index: usize, shared: Arc<SharedState>, poll: Poll) {
+    let memory = Arc::clone(&shared.memory);
+    let mut context = Context {
+        index,
+        balancer: Arc::clone(&shared.balancer),
+        stock: Stock::new(ChunkCache::new(Arc::clone(&memory))),
+        memory,
+        shared: Arc::clone(&shared),
+        now: 0,
+        burst: Vec::with_capacity(BURST),
+        uplink: Vec::with_capacity(BURST),
+        observed: Vec::with_capacity(BURST),
+        choices: Vec::with_capacity(BURST),
+        staged: Staged::new(),
+    };
+    let mut waiter = match Waiter::new(&shared, index, poll) {
+        Ok(waiter) => waiter,
+        Err(error) => {
+            shared.report(Event::WorkerFailed {
+                worker: index,
+                cause: error.to_string(),
+            });
+            return;
+        }
+    };
+    let mut fabric = shared.fabric.load_full();
+    shared.acknowledge(index, fabric.generation);
+    waiter.watch(&fabric);
+    let counters = shared.counters.of(index);
+    while !shared.stopping.load(Ordering::Acquire) {
+        if shared.generation.load(Ordering::Acquire) != fabric.generation {
+            fabric = shared.fabric.load_full();
+            waiter.watch(&fabric);
+            // From here on nothing of the old fabric is in hand: no pointer, no guard, no frame of its queues.
+            shared.acknowledge(index, fabric.generation);
+        }
+        context.now = shared.now();
+        let moved = context.turn(&fabric);
+        counters.turns.add(1);
+        if moved > 0 {
+            counters.busy_turns.add(1);
+            waiter.busy();
+        } else if waiter.idle(&fabric, &mut context) {
+            counters.sleeps.add(1);
+        }
+    }
+}
+
+impl Context {
+    /// One look at every queue of the share; returns the number of frames moved.
+    fn turn(&mut self, fabric: &Fabric) -> usize {
+        let share = &fabric.shares[self.index];
+        let mut moved = 0;
+        for &(port, pair) in &share.guest_tx {
+            moved += self.poll_guest(fabric, port, pair);
+        }
+        for &(nic, queue) in &share.nic_queues {
+            moved += self.poll_nic(fabric, nic, queue);
+        }
+        for &nic in &share.groups {
+            moved += self.poll_group(fabric, nic);
+        }
+        self.balancer.upkeep(self.now, UPKEEP_ENTRIES);
+        moved
+    }
+}
