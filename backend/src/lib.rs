@@ -2,5 +2,6 @@
 
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod host;
 pub mod vhost;

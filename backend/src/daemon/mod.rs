@@ -1,0 +1,369 @@
+//! The daemon: one thread that sets everything up, then waits for front-ends, operators, workers, carriers and signals, and never
+//! for one of them alone.
+
+mod events;
+mod nic;
+mod port;
+mod report;
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use tracing::{info, warn};
+use vnic_dataplane::engine::{Engine, EngineConfig, Event, Poll};
+use vnic_dataplane::fabric::{PortIndex, PortState};
+use vnic_dataplane::memory::frames::{ChunkCache, FrameMemory};
+use vnic_lb::balancer::{Balancer, BalancerConfig};
+use vnic_lb::mac::Mac;
+use vnic_lb::nics::NicInfo;
+
+use crate::config::{Config, Endpoint, PollMode, PortConfig};
+use crate::control::server::Server;
+use crate::host::activation::PortSocket;
+use crate::host::{activation, cpus, hash_key, kernel, privileges, socket};
+use crate::vhost::{Device, DeviceConfig, QueueNum};
+use events::{Events, Source};
+use nic::NicRuntime;
+use port::{Entrance, MacOrigin, Outcome, PortRuntime};
+
+/// How often carriers are looked at. Reading one costs about 5 us.
+const CARRIER_POLL: Duration = Duration::from_millis(1);
+
+/// How often timeouts of the control socket are looked at.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// Chunks that a worker and the hand-off rings may hold beyond what NIC rings do.
+const CHUNKS_PER_WORKER: u32 = 2048;
+
+/// Everything that runs.
+pub struct Daemon {
+    config: Config,
+    started: Instant,
+    // The workers stop (on drop) before what they work on goes away: fields are dropped in this order.
+    engine: Engine,
+    ports: Vec<PortRuntime>,
+    nics: Vec<NicRuntime>,
+    balancer: Arc<Balancer>,
+    memory: Arc<FrameMemory>,
+    /// For frames that are left on hand-off rings of queues that are gone.
+    chunks: ChunkCache,
+    /// Taken out while it is served, since it calls back.
+    control: Option<Server>,
+    events: Events,
+    signals: SignalFd,
+    /// What the workers see is not what the ports and NICs are.
+    unpublished: bool,
+}
+
+impl Daemon {
+    /// Sets everything up; whatever cannot be had is an error that says what to do.
+    pub fn start(config: Config) -> Result<Daemon> {
+        // Descriptors handed over are taken before this process opens any of its own.
+        let entrances = config
+            .ports
+            .iter()
+            .map(open_entrance)
+            .collect::<Result<Vec<_>>>()?;
+        cpus::check(&config.cpus)?;
+        if !config.nics.is_empty() {
+            kernel::check_af_xdp()?;
+        }
+        // Blocked before any thread starts, so that all inherit it and only the signalfd hears of them.
+        let mask: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+        mask.thread_block().context("cannot block SIGTERM and SIGINT")?;
+        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+            .context("cannot make a signalfd")?;
+
+        let interfaces = nic::check_all(&config)?;
+        let frames = config
+            .frames
+            .unwrap_or_else(|| default_frames(&config, &interfaces));
+        if !config.nics.is_empty() {
+            privileges::check(nic::locked_bytes(&interfaces, frames))?;
+        }
+        let control = Server::bind(&config.control)?;
+        let memory = FrameMemory::new(frames)?;
+        let hash_key = match config.nics.is_empty() {
+            // Nothing is balanced, so nothing needs to be kept.
+            true => [0; 16],
+            false => hash_key::load_or_create(&config.state_dir)?,
+        };
+        let balancer = Balancer::new(&BalancerConfig {
+            nics: config
+                .nics
+                .iter()
+                .map(|nic| NicInfo {
+                    id: nic.id.clone(),
+                    weight: nic.weight,
+                })
+                .collect(),
+            session_capacity: config.sessions,
+            hash_key,
+        });
+        let engine_config = EngineConfig {
+            workers: config.workers,
+            cpus: config.cpus.clone(),
+            poll: match config.poll {
+                PollMode::Busy => Poll::Busy,
+                PollMode::Adaptive => Poll::Adaptive,
+            },
+        };
+        let nics = nic::open_all(&config, interfaces, &memory)?;
+        let engine = Engine::start(&engine_config, Arc::clone(&memory), Arc::clone(&balancer))?;
+        let mut daemon = Daemon {
+            started: Instant::now(),
+            engine,
+            ports: Vec::new(),
+            nics,
+            balancer,
+            chunks: ChunkCache::new(Arc::clone(&memory)),
+            memory,
+            control: Some(control),
+            events: Events::new().context("cannot make an epoll set")?,
+            signals,
+            unpublished: true,
+            config,
+        };
+        daemon.add_ports(entrances)?;
+        daemon.watch_all()?;
+        daemon
+            .nics
+            .iter()
+            .for_each(|nic| nic.init_alive(daemon.balancer.alive()));
+        daemon.publish();
+        Ok(daemon)
+    }
+
+    fn add_ports(&mut self, entrances: Vec<(Entrance, Option<UnixStream>)>) -> Result<()> {
+        let configs = self.config.ports.clone();
+        for (index, (config, (entrance, stream))) in configs.iter().zip(entrances).enumerate() {
+            let queue_pairs = usize::from(config.queue_pairs);
+            let index = PortIndex::try_from(index).context("too many ports")?;
+            let state = Arc::new(PortState::new(
+                index,
+                config.name.clone(),
+                queue_pairs,
+                self.engine.workers(),
+            ));
+            let device = Device::new(DeviceConfig {
+                max_queue_pairs: config.queue_pairs,
+                queue_num_as: QueueNum::default(),
+            });
+            let mut port = PortRuntime::new(
+                state,
+                endpoint_text(&config.endpoint),
+                config.mac,
+                device,
+                entrance,
+            );
+            if let Some(stream) = stream {
+                port.adopt(stream)
+                    .with_context(|| format!("port {}: cannot use the connection given", config.name))?;
+            }
+            self.ports.push(port);
+            if let Some(mac) = config.mac {
+                self.admit(mac);
+            }
+        }
+        Ok(())
+    }
+
+    fn watch_all(&mut self) -> io::Result<()> {
+        self.events
+            .watch(Source::Signals, Some((self.signals.as_raw_fd(), true, false)))?;
+        self.events
+            .watch(Source::Engine, Some((self.engine.notify_fd(), true, false)))?;
+        let control = self
+            .control
+            .as_ref()
+            .map(|server| (server.as_fd().as_raw_fd(), true, false));
+        self.events.watch(Source::Control, control)?;
+        for (at, port) in self.ports.iter().enumerate() {
+            self.events.watch(
+                Source::Listener(at),
+                port.listener_fd().map(|fd| (fd, true, false)),
+            )?;
+            self.events.watch(Source::FrontEnd(at), port.interest())?;
+        }
+        Ok(())
+    }
+
+    /// Serves until SIGTERM or SIGINT (or until the only front-end, on a connection handed over, has gone).
+    pub fn run(mut self) -> Result<()> {
+        info!(
+            ports = self.ports.len(),
+            nics = self.nics.len(),
+            workers = self.engine.workers(),
+            "ready"
+        );
+        let mut next_carrier_poll = Instant::now();
+        let mut next_housekeeping = Instant::now() + HOUSEKEEPING;
+        loop {
+            let timeout = match self.nics.is_empty() {
+                true => HOUSEKEEPING,
+                false => next_carrier_poll.saturating_duration_since(Instant::now()),
+            };
+            for source in self.events.wait(timeout).context("cannot wait for events")? {
+                match source {
+                    Source::Signals => {
+                        if let Ok(Some(signal)) = self.signals.read_signal() {
+                            let name = i32::try_from(signal.ssi_signo)
+                                .ok()
+                                .and_then(|number| Signal::try_from(number).ok());
+                            info!("stopping on {}", name.map_or("a signal", Signal::as_str));
+                            return Ok(());
+                        }
+                    }
+                    Source::Engine => self.on_engine(),
+                    Source::Listener(at) => {
+                        let outcome = self.ports[at].accept();
+                        self.after(at, outcome);
+                    }
+                    Source::FrontEnd(at) => {
+                        let outcome = self.ports[at].on_ready();
+                        self.after(at, outcome);
+                    }
+                    Source::Control => self.serve_control(),
+                }
+            }
+            if Instant::now() >= next_housekeeping {
+                // The control clients' timeouts.
+                self.serve_control();
+                next_housekeeping = Instant::now() + HOUSEKEEPING;
+            }
+            if !self.nics.is_empty() && Instant::now() >= next_carrier_poll {
+                self.poll_carriers();
+                next_carrier_poll = Instant::now() + CARRIER_POLL;
+            }
+            if self.unpublished {
+                self.publish();
+            }
+            if self.ports.iter().all(PortRuntime::is_finished) {
+                info!("stopping: the front-end of the only connection has gone");
+                return Ok(());
+            }
+        }
+    }
+
+    fn after(&mut self, at: usize, outcome: Outcome) {
+        self.unpublished |= outcome.publish;
+        if outcome.rewatch
+            && let Err(error) = self.events.watch(Source::FrontEnd(at), self.ports[at].interest())
+        {
+            warn!(
+                port = self.ports[at].state.name,
+                "cannot watch the front-end's connection: {error}"
+            );
+        }
+    }
+
+    fn on_engine(&mut self) {
+        self.engine.clear_notify();
+        while let Some(event) = self.engine.next_event() {
+            match event {
+                Event::MacSeen { port, mac } => self.learn(usize::from(port), mac),
+                Event::RingBroken { port, ring, error } => {
+                    if let Some(port) = self.ports.get(usize::from(port)) {
+                        port.ring_broken(ring, &error.to_string());
+                    }
+                }
+                Event::WorkerFailed { worker, cause } => {
+                    tracing::error!(worker, "this worker cannot run, its queues stand still: {cause}");
+                }
+            }
+        }
+        let settled = self.engine.settled();
+        for at in 0..self.ports.len() {
+            let outcome = self.ports[at].settle(settled, &mut self.chunks);
+            self.after(at, outcome);
+        }
+    }
+
+    /// Decides on the first source address of a port without a configured one. Two ports may have proposed the same in
+    /// different workers: the first to come here has it.
+    fn learn(&mut self, at: usize, mac: Mac) {
+        let taken = self
+            .ports
+            .iter()
+            .any(|port| port.mac.is_some_and(|(owned, _)| owned == mac))
+            || self.nics.iter().any(|nic| nic.mac() == mac);
+        let Some(port) = self.ports.get_mut(at) else {
+            return;
+        };
+        if port.mac.is_none() && !taken {
+            info!(port = port.state.name, "learned the guest's address {mac}");
+            port.mac = Some((mac, MacOrigin::Learned));
+            self.admit(mac);
+            // With the address in the fabric nobody proposes one any more, so the proposal need not be settled.
+            self.publish();
+        } else {
+            port.state.settle_mac();
+        }
+    }
+
+    /// Has every NIC take frames to this address for the guests.
+    fn admit(&mut self, mac: Mac) {
+        for nic in &mut self.nics {
+            if let Err(error) = nic.admit(mac) {
+                warn!(
+                    nic = nic.id(),
+                    "cannot take frames to {mac} for the guest: {error}"
+                );
+            }
+        }
+    }
+
+    fn poll_carriers(&mut self) {
+        for nic in &mut self.nics {
+            nic.poll_carrier(self.balancer.alive());
+        }
+    }
+
+    fn publish(&mut self) {
+        let ports = self.ports.iter().map(PortRuntime::view).collect();
+        let nics = self.nics.iter().map(NicRuntime::view).collect();
+        let generation = self.engine.publish(ports, nics);
+        self.ports.iter_mut().for_each(|port| port.published(generation));
+        self.unpublished = false;
+    }
+}
+
+fn open_entrance(port: &PortConfig) -> Result<(Entrance, Option<UnixStream>)> {
+    let name = &port.name;
+    Ok(match &port.endpoint {
+        Endpoint::Socket(path) => {
+            let listener =
+                socket::bind_listener(path, socket::PORT_MODE).with_context(|| format!("port {name}"))?;
+            (Entrance::Bound(listener), None)
+        }
+        Endpoint::Fd(number) => match activation::take_fd(*number).with_context(|| format!("port {name}"))? {
+            PortSocket::Listener(listener) => (Entrance::Given(listener), None),
+            PortSocket::Connected(stream) => (Entrance::Connected, Some(stream)),
+        },
+    })
+}
+
+fn endpoint_text(endpoint: &Endpoint) -> String {
+    match endpoint {
+        Endpoint::Socket(path) => path.display().to_string(),
+        Endpoint::Fd(number) => format!("fd {number}"),
+    }
+}
+
+/// Chunks for every NIC ring to be full at once, and for what workers hold.
+fn default_frames(config: &Config, interfaces: &[nic::Checked]) -> u32 {
+    let rings: u32 = interfaces
+        .iter()
+        .map(nic::Checked::ring_chunks)
+        .fold(0, u32::saturating_add);
+    let workers = u32::try_from(config.workers)
+        .unwrap_or(u32::MAX)
+        .saturating_mul(CHUNKS_PER_WORKER);
+    rings.saturating_add(workers).saturating_add(CHUNKS_PER_WORKER)
+}

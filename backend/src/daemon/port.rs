@@ -1,0 +1,376 @@
+//! One port at run time: its front-end's connection, the protocol state, and the rings that workers run for it.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+
+use tracing::{debug, info, warn};
+use vnic_dataplane::fabric::{Port, PortState, QueuePair, Ring};
+use vnic_dataplane::memory::frames::ChunkCache;
+use vnic_dataplane::virtq::SplitRing;
+use vnic_lb::mac::Mac;
+
+use crate::host::socket::BoundListener;
+use crate::vhost::{Connection, Device, Fault, Pending, Step};
+
+/// Where a front-end comes in.
+pub(super) enum Entrance {
+    /// A socket that this daemon bound; unlinked when the daemon ends.
+    Bound(BoundListener),
+    /// A listening socket that the parent process handed over.
+    Given(UnixListener),
+    /// A connection that the parent process handed over: there is no second one.
+    Connected,
+}
+
+impl Entrance {
+    pub(super) fn listener(&self) -> Option<&UnixListener> {
+        match self {
+            Entrance::Bound(listener) => Some(listener.listener()),
+            Entrance::Given(listener) => Some(listener),
+            Entrance::Connected => None,
+        }
+    }
+}
+
+/// How the port got its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MacOrigin {
+    Configured,
+    Learned,
+}
+
+/// What is done once the workers have let go of the port's rings.
+enum Then {
+    /// Carry out the request that asked for it.
+    Complete(Pending),
+    /// Forget the front-end, which is gone.
+    Forget,
+}
+
+/// Rings that were taken from the workers, until that has settled.
+struct Quiesce {
+    generation: u64,
+    rings: Vec<(usize, Arc<Ring>)>,
+    then: Then,
+}
+
+/// What the daemon must do after a call here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Outcome {
+    /// The port's rings differ from what is published.
+    pub(super) publish: bool,
+    /// The connection's fd, or the wish to write, may have changed: look at `interest` again.
+    pub(super) rewatch: bool,
+}
+
+/// Frames of protocol handled before other connections get their turn.
+const MESSAGES_A_TURN: usize = 64;
+
+/// A port and everything that runs for it.
+pub(super) struct PortRuntime {
+    pub(super) state: Arc<PortState>,
+    pub(super) socket: String,
+    pub(super) mac: Option<(Mac, MacOrigin)>,
+    entrance: Entrance,
+    connection: Option<Connection>,
+    device: Device,
+    /// Running rings by vhost-user index.
+    rings: Vec<Option<Arc<Ring>>>,
+    quiesce: Option<Quiesce>,
+    /// Connections turned away since the last one that was served: only the first is worth a log line.
+    turned_away: u32,
+}
+
+impl PortRuntime {
+    pub(super) fn new(
+        state: Arc<PortState>,
+        socket: String,
+        mac: Option<Mac>,
+        device: Device,
+        entrance: Entrance,
+    ) -> PortRuntime {
+        let rings = vec![None; state.pairs.len() * 2];
+        PortRuntime {
+            state,
+            socket,
+            mac: mac.map(|mac| (mac, MacOrigin::Configured)),
+            entrance,
+            connection: None,
+            device,
+            rings,
+            quiesce: None,
+            turned_away: 0,
+        }
+    }
+
+    /// Serves a connection that was handed over at start.
+    pub(super) fn adopt(&mut self, stream: UnixStream) -> io::Result<()> {
+        self.connection = Some(Connection::new(stream)?);
+        info!(port = self.state.name, "front-end connected");
+        Ok(())
+    }
+
+    pub(super) fn listener_fd(&self) -> Option<RawFd> {
+        self.entrance.listener().map(AsRawFd::as_raw_fd)
+    }
+
+    /// The connection's fd with whether to wait for reading and for writing. While rings are being taken back nothing is
+    /// read, so the front-end's next message waits in its socket.
+    pub(super) fn interest(&self) -> Option<(RawFd, bool, bool)> {
+        let connection = self.connection.as_ref()?;
+        Some((
+            connection.as_fd().as_raw_fd(),
+            self.quiesce.is_none(),
+            connection.wants_write(),
+        ))
+    }
+
+    /// Whether nobody can come any more: a handed-over connection has ended.
+    pub(super) fn is_finished(&self) -> bool {
+        matches!(self.entrance, Entrance::Connected) && self.connection.is_none() && self.quiesce.is_none()
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.connection.is_some()
+    }
+
+    pub(super) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Whether any ring runs.
+    pub(super) fn is_running(&self) -> bool {
+        self.rings.iter().any(Option::is_some)
+    }
+
+    /// Takes the connections that wait on the listener: the first if nobody is served, no others.
+    pub(super) fn accept(&mut self) -> Outcome {
+        let Some(listener) = self.entrance.listener() else {
+            return Outcome::default();
+        };
+        // A front-end that just died is still being forgotten; the next one waits in the listener's queue.
+        if self.quiesce.is_some() && self.connection.is_none() {
+            return Outcome::default();
+        }
+        match listener.accept() {
+            Ok((stream, _)) if self.connection.is_none() => match Connection::new(stream) {
+                Ok(connection) => {
+                    info!(port = self.state.name, "front-end connected");
+                    self.connection = Some(connection);
+                    self.turned_away = 0;
+                    return Outcome {
+                        publish: false,
+                        rewatch: true,
+                    };
+                }
+                Err(error) => warn!(port = self.state.name, "cannot serve a front-end: {error}"),
+            },
+            Ok(_) => {
+                self.turned_away += 1;
+                if self.turned_away == 1 {
+                    warn!(
+                        port = self.state.name,
+                        "turned a second front-end away: this port serves another one; give each guest a port of its own"
+                    );
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => warn!(port = self.state.name, "cannot accept a front-end: {error}"),
+        }
+        Outcome::default()
+    }
+
+    /// The connection is readable or writable.
+    pub(super) fn on_ready(&mut self) -> Outcome {
+        match self.talk() {
+            Ok(publish) => Outcome {
+                publish,
+                rewatch: true,
+            },
+            Err(fault) => self.hang_up(&fault),
+        }
+    }
+
+    fn talk(&mut self) -> Result<bool, Fault> {
+        let Some(connection) = self.connection.as_mut() else {
+            return Ok(false);
+        };
+        connection.flush()?;
+        let mut publish = false;
+        for _ in 0..MESSAGES_A_TURN {
+            if self.quiesce.is_some() {
+                break;
+            }
+            let Some(message) = self
+                .connection
+                .as_mut()
+                .map_or(Ok(None), Connection::poll_message)?
+            else {
+                break;
+            };
+            debug!(
+                port = self.state.name,
+                "request {} {:?}", message.code, message.request
+            );
+            match self.device.handle(message)? {
+                Step::Done { reply, changed } => publish |= self.done(reply, changed)?,
+                Step::Quiesce(pending) => {
+                    self.take_back(Then::Complete(pending));
+                    publish = true;
+                }
+            }
+        }
+        Ok(publish)
+    }
+
+    fn done(&mut self, reply: Option<crate::vhost::Reply>, changed: bool) -> Result<bool, Fault> {
+        if changed {
+            self.start_rings();
+        }
+        if let (Some(reply), Some(connection)) = (reply, self.connection.as_mut()) {
+            connection.send(reply)?;
+        }
+        Ok(changed)
+    }
+
+    /// The front-end is gone or must go.
+    fn hang_up(&mut self, fault: &Fault) -> Outcome {
+        if fault.is_clean_close() {
+            info!(port = self.state.name, "front-end disconnected");
+        } else {
+            warn!(port = self.state.name, "front-end disconnected: {fault}");
+        }
+        self.connection = None;
+        match &mut self.quiesce {
+            // The request that it waited for has lost its meaning.
+            Some(quiesce) => quiesce.then = Then::Forget,
+            None => self.take_back(Then::Forget),
+        }
+        Outcome {
+            publish: true,
+            rewatch: true,
+        }
+    }
+
+    /// Takes all rings from the workers; `published` says when that was done, `settle` goes on from there.
+    fn take_back(&mut self, then: Then) {
+        let rings = self
+            .rings
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(at, ring)| Some((at, ring.take()?)))
+            .collect();
+        // Until `published` says which generation lacks the rings, none is late enough.
+        self.quiesce = Some(Quiesce {
+            generation: u64::MAX,
+            rings,
+            then,
+        });
+    }
+
+    /// The daemon published the port as [`PortRuntime::view`] shows it.
+    pub(super) fn published(&mut self, generation: u64) {
+        if let Some(quiesce) = &mut self.quiesce
+            && quiesce.generation == u64::MAX
+        {
+            quiesce.generation = generation;
+        }
+    }
+
+    /// All workers have picked up `settled`: if that is late enough for the rings taken back, goes on with what waited.
+    pub(super) fn settle(&mut self, settled: u64, chunks: &mut ChunkCache) -> Outcome {
+        let Some(Quiesce { rings, then, .. }) = self.quiesce.take_if(|quiesce| quiesce.generation <= settled)
+        else {
+            return Outcome::default();
+        };
+        for (index, ring) in rings {
+            self.device.set_base(index, ring.engine.lock().base());
+            ring.engine.clear(chunks);
+        }
+        match then {
+            Then::Complete(pending) => {
+                let result = match self.device.complete(pending) {
+                    Ok(Step::Done { reply, changed }) => self.done(reply, changed),
+                    // `complete` promises not to ask again; if it did, the front-end would hear no answer and hang up.
+                    Ok(Step::Quiesce(_)) => Ok(false),
+                    Err(fault) => Err(fault),
+                };
+                match result {
+                    Ok(publish) => Outcome {
+                        publish,
+                        rewatch: true,
+                    },
+                    Err(fault) => self.hang_up(&fault),
+                }
+            }
+            Then::Forget => {
+                self.device.reset();
+                Outcome {
+                    publish: false,
+                    rewatch: true,
+                }
+            }
+        }
+    }
+
+    /// Starts each ring that can run and does not yet.
+    fn start_rings(&mut self) {
+        for (index, ring) in self.rings.iter_mut().enumerate() {
+            if ring.is_some() {
+                continue;
+            }
+            let Some(spec) = self.device.ring_spec(index) else {
+                continue;
+            };
+            match SplitRing::new(&spec) {
+                Ok(engine) => {
+                    debug!(
+                        port = self.state.name,
+                        ring = index,
+                        base = spec.base,
+                        size = spec.size,
+                        "ring starts"
+                    );
+                    *ring = Some(Arc::new(Ring::new(engine)));
+                }
+                Err(error) => report_broken(&self.device, &self.state.name, index, &error.to_string()),
+            }
+        }
+    }
+
+    /// A worker found the driver breaking a rule: tells the front-end, and the log.
+    pub(super) fn ring_broken(&self, ring: usize, cause: &str) {
+        report_broken(&self.device, &self.state.name, ring, cause);
+    }
+
+    /// The port as the workers are to see it.
+    pub(super) fn view(&self) -> Port {
+        let mut pairs = vec![QueuePair::default(); self.state.pairs.len()];
+        for view in self.device.rings() {
+            let Some(ring) = self.rings.get(view.index).and_then(Option::as_ref) else {
+                continue;
+            };
+            let pair = &mut pairs[view.index / 2];
+            if view.index % 2 == 1 {
+                pair.tx = Some(Arc::clone(ring));
+                pair.tx_kick = view.kick;
+                pair.tx_enabled = view.enabled;
+            } else if view.enabled {
+                pair.rx = Some(Arc::clone(ring));
+            }
+        }
+        Port::new(Arc::clone(&self.state), self.mac.map(|(mac, _)| mac), pairs)
+    }
+}
+
+fn report_broken(device: &Device, port: &str, ring: usize, cause: &str) {
+    warn!(
+        port,
+        ring, "the guest's driver broke this ring, it is left alone until the driver restarts it: {cause}"
+    );
+    if let Some(err) = device.rings().nth(ring).and_then(|view| view.err) {
+        let _ = err.write(1);
+    }
+}

@@ -1,0 +1,343 @@
+//! What operators ask for, gathered from all that runs.
+
+use std::sync::PoisonError;
+use std::time::Instant;
+
+use vnic_dataplane::counters::{DropCounters, DropReason, PerWorker};
+use vnic_dataplane::group::GroupCounters;
+use vnic_dataplane::nic::{NicRxCounters, NicTxCounters};
+use vnic_lb::balancer::SessionInfo;
+
+use super::Daemon;
+use super::nic::NicRuntime;
+use super::port::{MacOrigin, PortRuntime};
+use crate::control::protocol::{CallError, Handler, Reply, Request};
+use crate::control::report::{
+    BalancerReport, Drops, FrameMemoryReport, NicChange, NicQueueStats, NicReport, NicStats, NicSummary,
+    NicsReport, PortReport, PortState, PortStats, PortSummary, PortsReport, QueuePairStats, SessionEnd,
+    SessionReport, StatsReport, StatusReport, Traffic, WorkerStats, WorkerSummary,
+};
+use crate::vhost::features;
+
+impl Daemon {
+    /// Answers what control clients asked, without waiting for any of them.
+    pub(super) fn serve_control(&mut self) {
+        // The server calls back into the daemon that owns it.
+        if let Some(mut server) = self.control.take() {
+            server.turn(Instant::now(), self);
+            self.control = Some(server);
+        }
+    }
+
+    fn cpu(&self, worker: usize) -> Option<usize> {
+        (!self.config.cpus.is_empty()).then(|| self.config.cpus[worker % self.config.cpus.len()])
+    }
+
+    fn status(&self) -> StatusReport {
+        let balancer = self.balancer.stats();
+        StatusReport {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_s: self.started.elapsed().as_secs(),
+            topology: self.config.topology.map(|topology| topology.to_string()),
+            lb: self.config.lb.to_string(),
+            poll: self.config.poll.to_string(),
+            workers: (0..self.engine.workers())
+                .map(|index| WorkerSummary {
+                    index,
+                    cpu: self.cpu(index),
+                })
+                .collect(),
+            sessions: balancer.sessions,
+            session_capacity: balancer.capacity,
+            ports: self
+                .ports
+                .iter()
+                .map(|port| PortSummary {
+                    name: port.state.name.clone(),
+                    state: port_state(port),
+                })
+                .collect(),
+            nics: self
+                .nics
+                .iter()
+                .map(|nic| NicSummary {
+                    id: nic.id().to_owned(),
+                    ifname: nic.interface.name.clone(),
+                    alive: self.is_alive(nic),
+                })
+                .collect(),
+        }
+    }
+
+    fn stats(&self) -> StatsReport {
+        let balancer = self.balancer.stats();
+        let census = self.memory.census();
+        StatsReport {
+            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            ports: self.ports.iter().map(port_stats).collect(),
+            nics: self.nics.iter().map(nic_stats).collect(),
+            workers: (0..self.engine.workers())
+                .map(|index| self.worker_stats(index))
+                .collect(),
+            balancer: BalancerReport {
+                sessions: balancer.sessions,
+                capacity: balancer.capacity,
+                created: balancer.created,
+                expired: balancer.expired,
+                repinned: balancer.repinned,
+                table_full: balancer.table_full,
+            },
+            frame_memory: FrameMemoryReport {
+                free: census.free,
+                held: census.held,
+                fill: census.fill,
+                tx: census.tx,
+                quarantined: census.quarantined,
+            },
+        }
+    }
+
+    fn worker_stats(&self, index: usize) -> WorkerStats {
+        let counters = self.engine.worker_counters().of(index);
+        WorkerStats {
+            index,
+            cpu: self.cpu(index),
+            turns: counters.turns.get(),
+            busy_turns: counters.busy_turns.get(),
+            sleeps: counters.sleeps.get(),
+            handoffs: counters.handed_off_frames.get(),
+            contention: counters.contended_bursts.get(),
+        }
+    }
+
+    fn nics(&self) -> NicsReport {
+        let sessions = self.balancer.sessions_per_nic();
+        let report = |nic: &NicRuntime| {
+            let view = nic.view();
+            NicReport {
+                id: nic.id().to_owned(),
+                ifname: nic.interface.name.clone(),
+                mac: nic.mac().to_string(),
+                driver: nic.interface.driver.clone(),
+                mtu: nic.interface.mtu,
+                queues: u32::try_from(view.queues.len()).unwrap_or(u32::MAX),
+                attach: nic.attach_mode().to_owned(),
+                zero_copy: nic.zero_copy,
+                multi_buffer: nic.multi_buffer,
+                weight: nic.weight(),
+                alive: self.is_alive(nic),
+                carrier: nic.has_carrier(),
+                sessions: sessions.get(usize::from(view.state.index)).copied().unwrap_or(0),
+                last_change: nic.last_change.as_ref().map(|change| NicChange {
+                    ago_ms: u64::try_from(change.at.elapsed().as_millis()).unwrap_or(u64::MAX),
+                    alive: change.alive,
+                    cause: change.cause.as_str().to_owned(),
+                }),
+            }
+        };
+        NicsReport {
+            nics: self.nics.iter().map(report).collect(),
+        }
+    }
+
+    fn is_alive(&self, nic: &NicRuntime) -> bool {
+        self.balancer.alive().contains(nic.view().state.index)
+    }
+
+    fn sessions(&self, limit: usize) -> Reply {
+        let ids: Vec<String> = self.nics.iter().map(|nic| nic.id().to_owned()).collect();
+        let sessions = match limit {
+            0 => Vec::new(),
+            limit => self.balancer.sessions(self.engine.now(), limit),
+        };
+        Reply::Sessions {
+            total: self.balancer.stats().sessions,
+            sessions: Box::new(
+                sessions
+                    .into_iter()
+                    .map(move |session| session_report(&session, &ids)),
+            ),
+        }
+    }
+}
+
+impl Handler for Daemon {
+    fn call(&mut self, request: &Request) -> Result<Reply, CallError> {
+        match request {
+            Request::Status => Reply::report(&self.status()),
+            Request::Stats => Reply::report(&self.stats()),
+            Request::Sessions { limit } => Ok(self.sessions(*limit)),
+            Request::Nics => Reply::report(&self.nics()),
+            Request::Ports => Reply::report(&PortsReport {
+                ports: self.ports.iter().map(port_report).collect(),
+            }),
+        }
+    }
+}
+
+fn port_state(port: &PortRuntime) -> PortState {
+    if port.is_running() {
+        PortState::Running
+    } else if port.is_connected() {
+        PortState::Connected
+    } else {
+        PortState::Listening
+    }
+}
+
+fn port_report(port: &PortRuntime) -> PortReport {
+    let view = port.view();
+    let usable = view
+        .pairs
+        .iter()
+        .filter(|pair| pair.rx.is_some() && pair.tx.is_some() && pair.tx_enabled)
+        .count();
+    let memory: u64 = port
+        .device()
+        .memory()
+        .iter()
+        .map(|region| region.size)
+        .fold(0, u64::saturating_add);
+    PortReport {
+        name: port.state.name.clone(),
+        socket: port.socket.clone(),
+        state: port_state(port),
+        mac: port.mac.map(|(mac, _)| mac.to_string()),
+        mac_configured: port
+            .mac
+            .is_some_and(|(_, origin)| origin == MacOrigin::Configured),
+        max_queue_pairs: u16::try_from(view.pairs.len()).unwrap_or(u16::MAX),
+        queue_pairs: u16::try_from(usable).unwrap_or(u16::MAX),
+        features: features::names(port.device().features()),
+        memory_mib: memory.div_ceil(1 << 20),
+    }
+}
+
+/// Drops of all workers, by reason; those that never happened are left out.
+fn drops<T: Default>(counters: &PerWorker<T>, of: impl Fn(&T) -> &DropCounters) -> Drops {
+    DropReason::ALL
+        .iter()
+        .map(|reason| {
+            (
+                reason.name().to_owned(),
+                counters.sum(|copy| of(copy).get(*reason)),
+            )
+        })
+        .filter(|(_, count)| *count > 0)
+        .collect()
+}
+
+fn add(sum: Traffic, part: Traffic) -> Traffic {
+    Traffic {
+        frames: sum.frames + part.frames,
+        bytes: sum.bytes + part.bytes,
+    }
+}
+
+fn port_stats(port: &PortRuntime) -> PortStats {
+    let pair =
+        |(index, counters): (usize, &PerWorker<vnic_dataplane::counters::PairCounters>)| QueuePairStats {
+            index,
+            guest_tx: Traffic {
+                frames: counters.sum(|pair| pair.guest_tx_frames.get()),
+                bytes: counters.sum(|pair| pair.guest_tx_bytes.get()),
+            },
+            guest_rx: Traffic {
+                frames: counters.sum(|pair| pair.guest_rx_frames.get()),
+                bytes: counters.sum(|pair| pair.guest_rx_bytes.get()),
+            },
+            notifications: counters.sum(|pair| pair.notifications.get()),
+        };
+    let queue_pairs: Vec<QueuePairStats> = port.state.pairs.iter().enumerate().map(pair).collect();
+    PortStats {
+        name: port.state.name.clone(),
+        guest_tx: queue_pairs
+            .iter()
+            .map(|pair| pair.guest_tx)
+            .fold(Traffic::default(), add),
+        guest_rx: queue_pairs
+            .iter()
+            .map(|pair| pair.guest_rx)
+            .fold(Traffic::default(), add),
+        drops: drops(&port.state.counters, |counters| &counters.drops),
+        queue_pairs,
+    }
+}
+
+fn nic_stats(nic: &NicRuntime) -> NicStats {
+    let view = nic.view();
+    let queue = |index: usize| {
+        let queue = &view.queues[index];
+        // A worker holds these for a burst at a time, far less than an operator notices.
+        let rx: NicRxCounters = queue.rx.lock().unwrap_or_else(PoisonError::into_inner).counters();
+        let tx: NicTxCounters = queue.tx.lock().tx().counters();
+        NicQueueStats {
+            index,
+            rx: Traffic {
+                frames: rx.frames,
+                bytes: rx.bytes,
+            },
+            tx: Traffic {
+                frames: tx.frames,
+                bytes: tx.bytes,
+            },
+            kernel_dropped: rx.kernel_dropped,
+            kernel_invalid: tx.kernel_invalid,
+            kicks: tx.kicks,
+            kick_errors: tx.kick_errors,
+        }
+    };
+    let queues: Vec<NicQueueStats> = (0..view.queues.len()).map(queue).collect();
+    let group = view.group.as_ref().map_or_else(GroupCounters::default, |group| {
+        group.lock().unwrap_or_else(PoisonError::into_inner).counters()
+    });
+    let program = nic.program().counters().unwrap_or_default();
+    let mut drops = drops(&view.state.counters, |counters| &counters.drops);
+    for (reason, count) in [
+        ("group_ring_full", group.kernel_dropped),
+        ("group_no_chunk", group.no_chunk),
+        ("group_malformed", group.malformed),
+    ] {
+        if count > 0 {
+            drops.insert(reason.to_owned(), count);
+        }
+    }
+    NicStats {
+        id: nic.id().to_owned(),
+        ifname: nic.interface.name.clone(),
+        rx: queues.iter().map(|queue| queue.rx).fold(Traffic::default(), add),
+        tx: queues.iter().map(|queue| queue.tx).fold(Traffic::default(), add),
+        group_copies: Traffic {
+            frames: group.frames,
+            bytes: group.bytes,
+        },
+        xdp_redirected: program.redirected,
+        xdp_passed: program.passed,
+        drops,
+        queues,
+    }
+}
+
+fn session_report(session: &SessionInfo, nic_ids: &[String]) -> SessionReport {
+    let key = &session.key;
+    let has_ports = key.flow_id().is_none();
+    let end = |(address, port): (std::net::IpAddr, u16)| SessionEnd {
+        address: address.to_string(),
+        port: has_ports.then_some(port),
+    };
+    SessionReport {
+        key: key.to_string(),
+        vlans: key.vlans().into_iter().filter(|vlan| *vlan != 0).collect(),
+        protocol: match key.protocol_name() {
+            "ip" => key.protocol().to_string(),
+            name => name.to_owned(),
+        },
+        ends: [end(key.a()), end(key.b())],
+        nic: nic_ids.get(usize::from(session.nic)).cloned().unwrap_or_default(),
+        age_ms: u64::from(session.age_ms),
+        idle_ms: u64::from(session.idle_ms),
+        frames: session.frames,
+        bytes: session.bytes,
+    }
+}
