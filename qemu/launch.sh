@@ -164,7 +164,14 @@ for vnic in "${vnics[@]+"${vnics[@]}"}"; do
     device="virtio-net-pci,netdev=net$index,romfile="
     if [ -n "$mac" ]; then device="$device,mac=$mac"; fi
     # A vector per queue, one for configuration changes, one for the control queue.
-    if [ "$queues" -gt 1 ]; then device="$device,mq=on,vectors=$((2 * queues + 2))"; fi
+    if [ "$queues" -gt 1 ]; then device="$device,mq=on"; fi
+    # Without KVM there are no interrupts by eventfd, and QEMU 7.2 then follows a null pointer when a guest unmasks an
+    # MSI-X vector of a vhost-user device: one INTx line for all queues instead.
+    if [ "$accel" = tcg ]; then
+        device="$device,vectors=0"
+    elif [ "$queues" -gt 1 ]; then
+        device="$device,vectors=$((2 * queues + 2))"
+    fi
     command+=(-chardev "socket,id=vnic$index,path=$socket,reconnect=1"
         -netdev "vhost-user,id=net$index,chardev=vnic$index,queues=$queues" -device "$device")
     index=$((index + 1))
