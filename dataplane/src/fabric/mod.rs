@@ -11,7 +11,7 @@ mod slot;
 
 pub use mac_table::MacTable;
 pub use nic::{Nic, NicQueue, NicSender, NicState};
-pub use port::{Port, PortState, QueuePair, Ring};
+pub use port::{Port, PortState, Proposal, QueuePair, Ring};
 pub use slot::{PutOutcome, Shared, Stock};
 
 use std::sync::Arc;

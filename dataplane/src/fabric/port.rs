@@ -13,6 +13,17 @@ use crate::virtq::SplitRing;
 /// Frames that wait for a ring that another worker holds. A burst is 32, so this is several bursts of every worker.
 const HAND_OFF: usize = 512;
 
+/// What became of a proposed address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proposal {
+    /// It is the first: tell the control thread.
+    First,
+    /// The control thread was told already.
+    Pending,
+    /// Another one is pending.
+    Refused,
+}
+
 /// What of a port outlives its rings: its identity and its counters.
 #[derive(Debug)]
 pub struct PortState {
@@ -41,16 +52,15 @@ impl PortState {
         }
     }
 
-    /// Proposes `mac` as this port's own: `Ok(true)` the first time (tell the control thread), `Ok(false)` while the same
-    /// proposal is pending, `Err` if another one is.
-    pub fn propose_mac(&self, mac: Mac) -> Result<bool, ()> {
+    /// Proposes `mac` as this port's own address.
+    pub fn propose_mac(&self, mac: Mac) -> Proposal {
         match self
             .candidate
             .compare_exchange(0, mac.to_u64(), Ordering::AcqRel, Ordering::Acquire)
         {
-            Ok(_) => Ok(true),
-            Err(pending) if pending == mac.to_u64() => Ok(false),
-            Err(_) => Err(()),
+            Ok(_) => Proposal::First,
+            Err(pending) if pending == mac.to_u64() => Proposal::Pending,
+            Err(_) => Proposal::Refused,
         }
     }
 
@@ -164,10 +174,10 @@ mod tests {
     fn one_mac_is_proposed_at_a_time() {
         let state = PortState::new(0, "a".into(), 1, 1);
         let (first, second) = (Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2]));
-        assert_eq!(state.propose_mac(first), Ok(true));
-        assert_eq!(state.propose_mac(first), Ok(false));
-        assert_eq!(state.propose_mac(second), Err(()));
+        assert_eq!(state.propose_mac(first), Proposal::First);
+        assert_eq!(state.propose_mac(first), Proposal::Pending);
+        assert_eq!(state.propose_mac(second), Proposal::Refused);
         state.settle_mac();
-        assert_eq!(state.propose_mac(second), Ok(true));
+        assert_eq!(state.propose_mac(second), Proposal::First);
     }
 }

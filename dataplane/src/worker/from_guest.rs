@@ -7,7 +7,7 @@ use vnic_lb::parse::parse;
 use super::{BURST, Context};
 use crate::counters::DropReason;
 use crate::engine::Event;
-use crate::fabric::{Fabric, Port, Ring};
+use crate::fabric::{Fabric, Port, Proposal, Ring};
 use crate::memory::frames::Frame;
 use crate::switch::{self, FromGuest, Source};
 use crate::virtq::RingError;
@@ -79,17 +79,14 @@ impl Context {
         };
         match switch::check_source(fabric, port, src) {
             Source::Own => {}
+            // The frame goes out already: the answer to it takes longer than the control thread does.
             Source::Candidate => match port.state.propose_mac(src) {
-                // The frame goes out already: the answer to it takes longer than the control thread does.
-                Ok(first) => {
-                    if first {
-                        self.shared.report(Event::MacSeen {
-                            port: port.state.index,
-                            mac: src,
-                        });
-                    }
-                }
-                Err(()) => return self.drop_from_guest(port, frame, DropReason::MacRefused),
+                Proposal::First => self.shared.report(Event::MacSeen {
+                    port: port.state.index,
+                    mac: src,
+                }),
+                Proposal::Pending => {}
+                Proposal::Refused => return self.drop_from_guest(port, frame, DropReason::MacRefused),
             },
             Source::Refused(reason) => return self.drop_from_guest(port, frame, reason),
         }
