@@ -167,16 +167,18 @@ impl Batch {
         if chain.len() < out.len() {
             return false;
         }
-        let mut out = out.iter_mut();
+        let mut rest = out;
         for segment in self.segments_of(chain) {
-            for at in 0..segment.len as usize {
-                let Some(byte) = out.next() else { return true };
-                // SAFETY: at < segment.len, and the segment lies in `self.memory`. Volatile: the guest may write at the
-                // same time, and what is checked must be what was read.
-                *byte = unsafe { segment.host.add(at).read_volatile() };
+            let here = rest.len().min(segment.len as usize);
+            let (now, later) = rest.split_at_mut(here);
+            // SAFETY: `now` is no longer than the segment, which lies in `self.memory`.
+            unsafe { copy_once(segment.host, now) };
+            if later.is_empty() {
+                return true;
             }
+            rest = later;
         }
-        out.next().is_none()
+        rest.is_empty()
     }
 
     /// The place of the byte that `skip` bytes of a chain precede.
@@ -251,5 +253,35 @@ impl Batch {
             done += here;
         }
         done
+    }
+}
+
+/// Fills `out` from a place that the guest may be writing to, reading each byte exactly once, in words where it can.
+///
+/// # Safety
+/// `from` must be valid for reading `out.len()` bytes.
+#[inline]
+unsafe fn copy_once(from: NonNull<u8>, out: &mut [u8]) {
+    #[repr(C, packed)]
+    struct Unaligned<T>(T);
+
+    let (eights, rest) = out.split_at_mut(out.len() / 8 * 8);
+    let (fours, ones) = rest.split_at_mut(rest.len() / 4 * 4);
+    let mut from = from;
+    // SAFETY: the pieces follow one another and are out.len() bytes together; a packed word may lie at any address.
+    // Volatile, so that what is checked is what was read.
+    unsafe {
+        for word in eights.chunks_exact_mut(8) {
+            word.copy_from_slice(&from.cast::<Unaligned<u64>>().read_volatile().0.to_ne_bytes());
+            from = from.add(8);
+        }
+        for word in fours.chunks_exact_mut(4) {
+            word.copy_from_slice(&from.cast::<Unaligned<u32>>().read_volatile().0.to_ne_bytes());
+            from = from.add(4);
+        }
+        for byte in ones {
+            *byte = from.read_volatile();
+            from = from.add(1);
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! behind these five steps.
 
 mod chain;
+mod layout;
 mod notify;
 mod split;
 #[cfg(test)]

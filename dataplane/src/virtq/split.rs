@@ -2,17 +2,16 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Batch, Chain, Cursor, Direction, Refusal};
+use super::layout::{DESC_BYTES, Descriptor, Parts};
 use super::notify::{Call, need_event};
-use super::{MAX_INDIRECT_CHAIN, MAX_RING_SIZE, RingError, RingSpec};
+use super::{MAX_INDIRECT_CHAIN, RingError, RingSpec};
 use crate::memory::guest::Window;
 
-/// Bytes of a descriptor.
-const DESC_BYTES: usize = 16;
 const DESC_F_NEXT: u16 = 1;
 const DESC_F_WRITE: u16 = 2;
 const DESC_F_INDIRECT: u16 = 4;
@@ -458,133 +457,5 @@ impl SplitRing {
         }
         // SAFETY: the array is a readable place of 16 bytes.
         Ok(unsafe { Descriptor::read(NonNull::from(&bytes).cast()) })
-    }
-}
-
-/// A descriptor, as it was at the moment of the only read.
-struct Descriptor {
-    addr: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
-}
-
-impl Descriptor {
-    /// # Safety
-    /// `at` must be valid for reading 16 bytes; it need not be aligned.
-    #[inline]
-    unsafe fn read(at: NonNull<u8>) -> Descriptor {
-        #[repr(C, packed)]
-        struct Raw {
-            addr: u64,
-            len: u32,
-            flags: u16,
-            next: u16,
-        }
-        // Volatile: the guest may write at the same time, and what is checked must be what was read.
-        // SAFETY: the caller vouches for 16 bytes; `Raw` is packed, so it has their size and any alignment.
-        let raw = unsafe { at.cast::<Raw>().read_volatile() };
-        Descriptor {
-            addr: u64::from_le(raw.addr),
-            len: u32::from_le(raw.len),
-            flags: u16::from_le(raw.flags),
-            next: u16::from_le(raw.next),
-        }
-    }
-}
-
-/// The three parts of a ring in our memory. Whoever makes it keeps the memory map for as long.
-struct Parts {
-    size: u16,
-    desc: NonNull<u8>,
-    avail: NonNull<u8>,
-    used: NonNull<u8>,
-    /// Whether the event words behind the rings exist.
-    event_idx: bool,
-}
-
-impl Parts {
-    fn new(spec: &RingSpec) -> Result<Parts, RingError> {
-        let size = spec.size;
-        if !size.is_power_of_two() || size > MAX_RING_SIZE {
-            return Err(RingError::BadSize { size });
-        }
-        let entries = usize::from(size);
-        let event = if spec.event_idx { 2 } else { 0 };
-        let part = |part, addr: u64, align: usize, bytes| {
-            spec.memory
-                .host_of_user(addr, bytes)
-                // The mapping could shift an aligned address off its alignment, so ask the pointer.
-                .filter(|host| host.as_ptr().addr().is_multiple_of(align))
-                .ok_or(RingError::BadAddress { part, addr })
-        };
-        Ok(Parts {
-            size,
-            desc: part("descriptor table", spec.desc_addr, 16, DESC_BYTES * entries)?,
-            avail: part("available ring", spec.avail_addr, 2, 4 + 2 * entries + event)?,
-            used: part("used ring", spec.used_addr, 4, 4 + 8 * entries + event)?,
-            event_idx: spec.event_idx,
-        })
-    }
-
-    /// The ring's index of a free-running counter: its size is a power of two.
-    #[inline]
-    fn slot(&self, counter: u16) -> usize {
-        usize::from(counter & (self.size - 1))
-    }
-
-    /// `index` is below `size`: the walk checks it, or it wrapped.
-    #[inline]
-    fn descriptor(&self, index: u16) -> Descriptor {
-        let at = self.slot(index) * DESC_BYTES;
-        // SAFETY: the slot is below size, and `new` checked that the table of size descriptors is mapped.
-        unsafe { Descriptor::read(self.desc.add(at)) }
-    }
-
-    #[inline]
-    fn avail_entry(&self, counter: u16) -> u16 {
-        u16::from_le(self.avail_u16(4 + 2 * self.slot(counter)).load(Ordering::Relaxed))
-    }
-
-    /// A 16-bit word of the available ring. `offset`: 0 flags, 2 index, 4 + 2 * slot an entry.
-    #[inline]
-    fn avail_u16(&self, offset: usize) -> &AtomicU16 {
-        // SAFETY: `new` checked that the ring is mapped and 2-aligned; the callers' offsets are even and within it. Every
-        // access of ours to it is atomic.
-        unsafe { AtomicU16::from_ptr(self.avail.add(offset).as_ptr().cast()) }
-    }
-
-    /// A 16-bit word of the used ring. `offset`: 0 flags, 2 index.
-    #[inline]
-    fn used_u16(&self, offset: usize) -> &AtomicU16 {
-        // SAFETY: as for `avail_u16`; the used ring is 4-aligned.
-        unsafe { AtomicU16::from_ptr(self.used.add(offset).as_ptr().cast()) }
-    }
-
-    /// Where the driver says after which used entry it wants to be notified.
-    #[inline]
-    fn used_event(&self) -> &AtomicU16 {
-        debug_assert!(self.event_idx);
-        self.avail_u16(4 + 2 * usize::from(self.size))
-    }
-
-    /// Where the device says after which available entry it wants to be kicked.
-    #[inline]
-    fn avail_event(&self) -> &AtomicU16 {
-        debug_assert!(self.event_idx);
-        self.used_u16(4 + 8 * usize::from(self.size))
-    }
-
-    #[inline]
-    fn write_used(&self, counter: u16, id: u16, len: u32) {
-        let at = 4 + 8 * self.slot(counter);
-        // SAFETY: `new` checked that the ring of size elements of 8 bytes is mapped and 4-aligned; `at` is a multiple of
-        // 4 and the slot is below size. Every access of ours to it is atomic.
-        let (id_word, len_word) = unsafe {
-            let element = self.used.add(at).as_ptr().cast::<u32>();
-            (AtomicU32::from_ptr(element), AtomicU32::from_ptr(element.add(1)))
-        };
-        id_word.store(u32::from(id).to_le(), Ordering::Relaxed);
-        len_word.store(len.to_le(), Ordering::Relaxed);
     }
 }

@@ -186,6 +186,28 @@ fn loops_end() {
 }
 
 #[test]
+fn a_table_may_be_longer_than_the_ring_up_to_a_limit() {
+    for (entries, expected) in [
+        (1024, Ok(More::Chains(1))),
+        (1025, Err(RingError::ChainTooLong { head: 0, limit: 1025 })),
+    ] {
+        let mut driver = Driver::new(8, 0);
+        driver.desc(0, SCRATCH, 16 * u32::from(entries), INDIRECT, 0);
+        for i in 0..entries {
+            driver.put_desc(
+                SCRATCH,
+                i,
+                SCRATCH,
+                1,
+                if i + 1 < entries { NEXT } else { 0 },
+                i + 1,
+            );
+        }
+        assert_eq!(readable(&mut driver), expected);
+    }
+}
+
+#[test]
 fn a_chain_as_long_as_the_ring_is_fine_and_its_last_flag_counts() {
     let mut driver = Driver::new(8, 0);
     for i in 0..8 {
