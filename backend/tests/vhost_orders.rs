@@ -227,7 +227,8 @@ fn cloud_hypervisor(socket: UnixStream) {
     // Hotplug.
     assert_eq!(vmm.get_max_mem_slots().unwrap(), 509);
     vmm.add_mem_region(&region(0x2_0000_0000, 0x1000_0000)).unwrap();
-    vmm.add_mem_region(&region(0x2_0000_0000, 0x1000_0000))
+    // Inside the one before, and not the same.
+    vmm.add_mem_region(&region(0x2_0000_0000, 0x800_0000))
         .unwrap_err();
 }
 

@@ -105,7 +105,7 @@ fn wrong_arguments_are_refused_with_cause_and_cure() -> Result<()> {
             &["--socket-path", &socket, "--fd", "3", "--nic", "up0"],
             &["--socket-path", "--fd", "exclude"],
         ),
-        (&["--fd", "77", "--nic", "up0"], &["77", "not inherited"]),
+        (&["--fd", "77", "--nic", "up0"], &["77", "not open"]),
         (&["--fd", "0", "--nic", "up0"], &["--fd 0", "standard"]),
         (
             &["--port", &bad_mac, "--nic", "up0"],

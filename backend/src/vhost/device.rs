@@ -9,7 +9,7 @@ use vnic_dataplane::virtq::RingSpec;
 use super::fault::{Fault, Refusal};
 use super::features::{self, MAX_MEM_SLOTS};
 use super::message::{Code, Message, Reply, Request};
-use super::regions;
+use super::regions::RegionTable;
 use super::vring::{self, RingView, Vring};
 
 /// Most queue pairs of a port: the kick, call and error messages have 8 bits for a ring's index.
@@ -101,7 +101,7 @@ pub struct Device<M: MapMemory = MapGuestMemory> {
     /// `None` until SET_FEATURES.
     features: Option<u64>,
     protocol: VhostUserProtocolFeatures,
-    regions: Vec<RegionSpec>,
+    table: RegionTable,
     memory: Option<Arc<M::Memory>>,
     memory_generation: u64,
     vrings: Vec<Vring>,
@@ -150,7 +150,7 @@ impl<M: MapMemory> Device<M> {
             mapper,
             features: None,
             protocol: VhostUserProtocolFeatures::empty(),
-            regions: Vec::new(),
+            table: RegionTable::default(),
             memory: None,
             memory_generation: 0,
             vrings: Vec::new(),
@@ -231,7 +231,7 @@ impl<M: MapMemory> Device<M> {
     /// The regions that the front-end shares.
     #[must_use]
     pub fn memory(&self) -> &[RegionSpec] {
-        &self.regions
+        self.table.regions()
     }
 
     /// The same, mapped.
@@ -251,7 +251,7 @@ impl<M: MapMemory> Device<M> {
     pub fn reset(&mut self) {
         self.features = None;
         self.protocol = VhostUserProtocolFeatures::empty();
-        self.regions.clear();
+        self.table = RegionTable::default();
         self.memory = None;
         self.memory_generation += 1;
         self.vrings.clear();
@@ -371,14 +371,14 @@ impl<M: MapMemory> Device<M> {
                     self.vrings.iter_mut().for_each(|vring| vring.enabled = true);
                 }
             }
-            Request::SetMemTable(table) => self.remap(regions::replaced(table)?)?,
-            Request::AddMemReg(region) => self.remap(regions::with(&self.regions, region)?)?,
+            Request::SetMemTable(table) => self.remap(RegionTable::replaced(table)?)?,
+            Request::AddMemReg(region) => self.remap(self.table.with(region)?)?,
             Request::RemMemReg {
                 guest_addr,
                 user_addr,
                 size,
             } => {
-                self.remap(regions::without(&self.regions, guest_addr, user_addr, size)?)?;
+                self.remap(self.table.without(guest_addr, user_addr, size)?)?;
             }
             Request::SetVringNum { ring, size } => self.vring_mut(ring)?.size = vring::checked_size(size)?,
             Request::SetVringAddr { ring, addrs, .. } => self.vring_mut(ring)?.addrs = Some(addrs),
@@ -414,13 +414,15 @@ impl<M: MapMemory> Device<M> {
     }
 
     /// Maps a table and takes it into use; the old one stays if that fails.
-    fn remap(&mut self, table: Vec<RegionSpec>) -> Result<(), Refusal> {
-        self.memory = match table.is_empty() {
-            true => None,
-            false => Some(self.mapper.map(&table).map_err(Refusal::Map)?),
-        };
-        self.regions = table;
-        self.memory_generation += 1;
+    fn remap(&mut self, table: RegionTable) -> Result<(), Refusal> {
+        if !table.maps_the_same_as(&self.table) {
+            self.memory = match table.regions() {
+                [] => None,
+                regions => Some(self.mapper.map(regions).map_err(Refusal::Map)?),
+            };
+            self.memory_generation += 1;
+        }
+        self.table = table;
         Ok(())
     }
 

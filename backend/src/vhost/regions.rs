@@ -7,37 +7,84 @@ use vnic_dataplane::memory::guest::RegionSpec;
 use super::fault::Refusal;
 use super::features::MAX_MEM_SLOTS;
 
-/// The table after SET_MEM_TABLE.
-pub(super) fn replaced(regions: Vec<RegionSpec>) -> Result<Vec<RegionSpec>, Refusal> {
-    check(&regions)?;
-    Ok(regions)
+/// The regions that a front-end shares now.
+///
+/// QEMU before 8.1 keeps one memory table per queue pair and sends ADD_MEM_REG and REM_MEM_REG for each of them, all over the one
+/// connection. So a region that is added again is the same region with one more holder, and it goes when the last one gives it up.
+#[derive(Debug, Clone, Default)]
+pub(super) struct RegionTable {
+    regions: Vec<RegionSpec>,
+    /// For each region, how many times it was added and not removed.
+    holders: Vec<u32>,
 }
 
-/// The table after ADD_MEM_REG.
-pub(super) fn with(table: &[RegionSpec], region: RegionSpec) -> Result<Vec<RegionSpec>, Refusal> {
-    if table.len() >= MAX_MEM_SLOTS {
-        return Err(Refusal::NoSlot { slots: MAX_MEM_SLOTS });
+impl RegionTable {
+    /// The table after SET_MEM_TABLE.
+    pub(super) fn replaced(regions: Vec<RegionSpec>) -> Result<RegionTable, Refusal> {
+        check(&regions)?;
+        Ok(RegionTable {
+            holders: vec![1; regions.len()],
+            regions,
+        })
     }
-    let mut regions: Vec<RegionSpec> = table.iter().map(share).collect();
-    regions.push(region);
-    check(&regions)?;
-    Ok(regions)
-}
 
-/// The table after REM_MEM_REG, which names a region by everything but its offset.
-pub(super) fn without(
-    table: &[RegionSpec],
-    guest_addr: u64,
-    user_addr: u64,
-    size: u64,
-) -> Result<Vec<RegionSpec>, Refusal> {
-    let named = |region: &&RegionSpec| {
-        region.guest_addr == guest_addr && region.user_addr == user_addr && region.size == size
-    };
-    if !table.iter().any(|region| named(&region)) {
-        return Err(Refusal::NoSuchRegion { guest_addr });
+    /// The regions, each once.
+    pub(super) fn regions(&self) -> &[RegionSpec] {
+        &self.regions
     }
-    Ok(table.iter().filter(|region| !named(region)).map(share).collect())
+
+    /// Whether the same memory is mapped for both.
+    pub(super) fn maps_the_same_as(&self, other: &RegionTable) -> bool {
+        let mapping = |region: &RegionSpec| {
+            (
+                region.guest_addr,
+                region.user_addr,
+                region.size,
+                region.mmap_offset,
+                Arc::as_ptr(&region.fd),
+            )
+        };
+        self.regions
+            .iter()
+            .map(mapping)
+            .eq(other.regions.iter().map(mapping))
+    }
+
+    /// The table after ADD_MEM_REG.
+    pub(super) fn with(&self, region: RegionSpec) -> Result<RegionTable, Refusal> {
+        let mut table = self.clone();
+        if let Some(at) = self.position(region.guest_addr, region.user_addr, region.size) {
+            table.holders[at] = table.holders[at].saturating_add(1);
+            return Ok(table);
+        }
+        if table.regions.len() >= MAX_MEM_SLOTS {
+            return Err(Refusal::NoSlot { slots: MAX_MEM_SLOTS });
+        }
+        table.regions.push(region);
+        table.holders.push(1);
+        check(&table.regions)?;
+        Ok(table)
+    }
+
+    /// The table after REM_MEM_REG, which names a region by everything but its offset.
+    pub(super) fn without(&self, guest_addr: u64, user_addr: u64, size: u64) -> Result<RegionTable, Refusal> {
+        let at = self
+            .position(guest_addr, user_addr, size)
+            .ok_or(Refusal::NoSuchRegion { guest_addr })?;
+        let mut table = self.clone();
+        table.holders[at] -= 1;
+        if table.holders[at] == 0 {
+            table.regions.remove(at);
+            table.holders.remove(at);
+        }
+        Ok(table)
+    }
+
+    fn position(&self, guest_addr: u64, user_addr: u64, size: u64) -> Option<usize> {
+        self.regions.iter().position(|region| {
+            region.guest_addr == guest_addr && region.user_addr == user_addr && region.size == size
+        })
+    }
 }
 
 /// Refuses what can never be a memory table, before anything is mapped. User addresses may overlap: a front-end that shows
@@ -65,10 +112,40 @@ fn check(regions: &[RegionSpec]) -> Result<(), Refusal> {
     }
 }
 
-/// The same region, sharing its fd.
-fn share(region: &RegionSpec) -> RegionSpec {
-    RegionSpec {
-        fd: Arc::clone(&region.fd),
-        ..*region
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region(guest_addr: u64, size: u64) -> RegionSpec {
+        let fd = std::fs::File::open("/dev/null").unwrap().into();
+        RegionSpec {
+            guest_addr,
+            user_addr: guest_addr,
+            size,
+            mmap_offset: 0,
+            fd: Arc::new(fd),
+        }
+    }
+
+    #[test]
+    fn a_region_added_for_each_queue_pair_goes_with_the_last() {
+        let one = RegionTable::default().with(region(0, 0x1000)).unwrap();
+        let two = one.with(region(0, 0x1000)).unwrap();
+        assert_eq!(two.regions().len(), 1);
+        assert!(two.maps_the_same_as(&one));
+        let left = two.without(0, 0, 0x1000).unwrap();
+        assert!(left.maps_the_same_as(&one));
+        let empty = left.without(0, 0, 0x1000).unwrap();
+        assert!(empty.regions().is_empty());
+        assert!(empty.without(0, 0, 0x1000).is_err());
+    }
+
+    #[test]
+    fn a_region_that_differs_in_anything_is_another_one() {
+        let table = RegionTable::default().with(region(0, 0x1000)).unwrap();
+        assert!(table.with(region(0, 0x2000)).is_err(), "it overlaps");
+        let both = table.with(region(0x1000, 0x1000)).unwrap();
+        assert_eq!(both.regions().len(), 2);
+        assert!(!both.maps_the_same_as(&table));
     }
 }

@@ -93,10 +93,17 @@ pub fn probe(plan: &UdpPlan) -> io::Result<UdpReport> {
     let length = usize::try_from(plan.bytes).unwrap_or(8).clamp(8, 60_000);
     let mut report = UdpReport::default();
     let mut buffer = vec![0u8; 64 * 1024];
-    for flow in 0..plan.flows {
-        let socket = UdpSocket::bind(any)?;
-        socket.connect(plan.target)?;
-        socket.set_read_timeout(Some(Duration::from_millis(u64::from(plan.patience_ms.max(1)))))?;
+    let patience = Duration::from_millis(u64::from(plan.patience_ms.max(1)));
+    // All at once and kept: a socket that were closed could give its port, and so its flow, to a later one.
+    let sockets = (0..plan.flows)
+        .map(|_| {
+            let socket = UdpSocket::bind(any)?;
+            socket.connect(plan.target)?;
+            socket.set_read_timeout(Some(patience))?;
+            Ok(socket)
+        })
+        .collect::<io::Result<Vec<_>>>()?;
+    for (flow, socket) in (0u32..).zip(&sockets) {
         for number in 0..plan.datagrams {
             let mut datagram = Vec::with_capacity(length);
             datagram.extend(flow.to_le_bytes());
