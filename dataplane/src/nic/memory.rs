@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use crossbeam_queue::ArrayQueue;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{NicRx, NicRxCounters, NicTx, NicTxCounters};
 use crate::memory::frames::{
@@ -101,10 +101,9 @@ pub fn waitable_pair(
     memory: &Arc<FrameMemory>,
     depth: usize,
 ) -> io::Result<(MemoryRx, MemoryTx, MemoryPeer)> {
-    Ok(ends(Wire {
-        announced: Some(EventFd::new(EFD_NONBLOCK)?),
-        ..Wire::new(nic, memory, depth)
-    }))
+    let mut wire = Wire::new(nic, memory, depth);
+    wire.announced = Some(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
+    Ok(ends(wire))
 }
 
 fn ends(wire: Wire) -> (MemoryRx, MemoryTx, MemoryPeer) {
