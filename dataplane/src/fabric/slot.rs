@@ -170,3 +170,6 @@ impl<T> Shared<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
