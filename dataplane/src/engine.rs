@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -21,7 +22,7 @@ use crate::counters::{PerWorker, WorkerCounters};
 use crate::fabric::{Fabric, MAX_PORTS, MAX_QUEUE_PAIRS, Nic, Port, PortIndex};
 use crate::memory::frames::FrameMemory;
 use crate::virtq::RingError;
-use crate::worker;
+use crate::worker::{self, Waiter};
 
 pub use crate::worker::Poll;
 
@@ -44,11 +45,11 @@ pub enum Event {
         /// The rule.
         error: RingError,
     },
-    /// A worker could not start.
+    /// A worker panicked: its queues stand still, and nothing published settles any more.
     WorkerFailed {
         /// Which.
         worker: usize,
-        /// Why.
+        /// The panic's message.
         cause: String,
     },
 }
@@ -120,6 +121,14 @@ pub enum EngineError {
         /// Why.
         source: io::Error,
     },
+    /// A worker would have nothing to wait on.
+    #[error("cannot make an epoll set for worker {worker}: {source}; raise the limit of open files (ulimit -n)")]
+    Epoll {
+        /// Which.
+        worker: usize,
+        /// Why.
+        source: io::Error,
+    },
     /// A worker could not be pinned.
     #[error(
         "cannot pin worker {worker} to CPU {cpu}: {source}; give --cpus only CPUs that are online and allowed here"
@@ -175,6 +184,10 @@ impl Engine {
 
     fn start_worker(&mut self, index: usize, cpu: Option<usize>, poll: Poll) -> Result<(), EngineError> {
         let shared = Arc::clone(&self.shared);
+        let waiter = Waiter::new(&shared, index, poll).map_err(|source| EngineError::Epoll {
+            worker: index,
+            source,
+        })?;
         let (pinned, outcome) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
@@ -183,7 +196,7 @@ impl Engine {
                 let failed = result.is_err();
                 let _ = pinned.send(result);
                 if !failed {
-                    worker::run(index, shared, poll);
+                    run_to_the_end(index, shared, waiter);
                 }
             })
             .map_err(|source| EngineError::Thread {
@@ -213,10 +226,15 @@ impl Engine {
         let fabric = Fabric::new(generation, ports, nics, self.workers());
         self.shared.fabric.store(Arc::new(fabric));
         self.shared.generation.store(generation, Ordering::Release);
+        self.wake();
+        generation
+    }
+
+    /// Has every worker look at all its queues.
+    pub fn wake(&self) {
         for wake in &self.shared.wake {
             let _ = wake.write(1);
         }
-        generation
     }
 
     /// The newest generation that every worker has picked up: nobody uses anything that only older ones held.
@@ -264,12 +282,27 @@ impl Drop for Engine {
     /// Stops and joins the workers; each ends after the turn that it is in.
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::Release);
-        for wake in &self.shared.wake {
-            let _ = wake.write(1);
-        }
+        self.wake();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+    }
+}
+
+/// Runs a worker; should it panic, which is a bug of ours, the control thread must hear of it.
+fn run_to_the_end(index: usize, shared: Arc<SharedState>, waiter: Waiter) {
+    let state = Arc::clone(&shared);
+    // Whatever state the worker left behind, nobody trusts it any more.
+    let run = AssertUnwindSafe(|| worker::run(index, shared, waiter));
+    if let Err(panic) = catch_unwind(run) {
+        let text = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned());
+        state.report(Event::WorkerFailed {
+            worker: index,
+            cause: text.unwrap_or_else(|| "no message".to_owned()),
+        });
     }
 }
 

@@ -2,6 +2,7 @@
 //! for one of them alone.
 
 mod events;
+mod log_budget;
 mod nic;
 mod port;
 mod report;
@@ -12,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tracing::{info, warn};
@@ -62,6 +63,10 @@ pub struct Daemon {
     signals: SignalFd,
     /// What the workers see is not what the ports and NICs are.
     unpublished: bool,
+    /// The newest generation published.
+    generation: u64,
+    /// A worker's panic.
+    failure: Option<String>,
 }
 
 impl Daemon {
@@ -131,6 +136,8 @@ impl Daemon {
             events: Events::new().context("cannot make an epoll set")?,
             signals,
             unpublished: true,
+            generation: 0,
+            failure: None,
             config,
         };
         daemon.add_ports(entrances)?;
@@ -188,10 +195,8 @@ impl Daemon {
             .map(|server| (server.as_fd().as_raw_fd(), true, false));
         self.events.watch(Source::Control, control)?;
         for (at, port) in self.ports.iter().enumerate() {
-            self.events.watch(
-                Source::Listener(at),
-                port.listener_fd().map(|fd| (fd, true, false)),
-            )?;
+            self.events
+                .watch(Source::Listener(at), port.listener_interest())?;
             self.events.watch(Source::FrontEnd(at), port.interest())?;
         }
         Ok(())
@@ -236,9 +241,16 @@ impl Daemon {
                     Source::Control => self.serve_control(),
                 }
             }
+            if let Some(failure) = self.failure.take() {
+                bail!("{failure}; this is a bug of vnicd: please report it with the lines above");
+            }
             if Instant::now() >= next_housekeeping {
                 // The control clients' timeouts.
                 self.serve_control();
+                for at in 0..self.ports.len() {
+                    let outcome = self.ports[at].accept_again();
+                    self.after(at, outcome);
+                }
                 next_housekeeping = Instant::now() + HOUSEKEEPING;
             }
             if !self.nics.is_empty() && Instant::now() >= next_carrier_poll {
@@ -248,7 +260,9 @@ impl Daemon {
                 busy_turns = turns;
                 next_carrier_poll = Instant::now() + pace;
             }
-            if self.unpublished {
+            // One publication at a time: a front-end that changes its rings without end costs the workers, and so the other
+            // guests, one reload a turn at most.
+            if self.unpublished && self.engine.settled() == self.generation {
                 self.publish();
             }
             if self.ports.iter().all(PortRuntime::is_finished) {
@@ -260,13 +274,19 @@ impl Daemon {
 
     fn after(&mut self, at: usize, outcome: Outcome) {
         self.unpublished |= outcome.publish;
-        if outcome.rewatch
-            && let Err(error) = self.events.watch(Source::FrontEnd(at), self.ports[at].interest())
-        {
-            warn!(
-                port = self.ports[at].state.name,
-                "cannot watch the front-end's connection: {error}"
-            );
+        if !outcome.rewatch {
+            return;
+        }
+        let port = &self.ports[at];
+        let watched = self
+            .events
+            .watch(Source::FrontEnd(at), port.interest())
+            .and_then(|()| {
+                self.events
+                    .watch(Source::Listener(at), port.listener_interest())
+            });
+        if let Err(error) = watched {
+            warn!(port = port.state.name, "cannot watch for the front-end: {error}");
         }
     }
 
@@ -276,12 +296,13 @@ impl Daemon {
             match event {
                 Event::MacSeen { port, mac } => self.learn(usize::from(port), mac),
                 Event::RingBroken { port, ring, error } => {
-                    if let Some(port) = self.ports.get(usize::from(port)) {
+                    if let Some(port) = self.ports.get_mut(usize::from(port)) {
                         port.ring_broken(ring, &error.to_string());
                     }
                 }
                 Event::WorkerFailed { worker, cause } => {
-                    tracing::error!(worker, "this worker cannot run, its queues stand still: {cause}");
+                    // Its queues stand still and no ring can be taken from it: a supervisor's restart is worth more.
+                    self.failure = Some(format!("worker {worker} panicked: {cause}"));
                 }
             }
         }
@@ -308,7 +329,7 @@ impl Daemon {
             port.mac = Some((mac, MacOrigin::Learned));
             self.admit(mac);
             // With the address in the fabric nobody proposes one any more, so the proposal need not be settled.
-            self.publish();
+            self.unpublished = true;
         } else {
             port.state.settle_mac();
         }
@@ -337,6 +358,7 @@ impl Daemon {
         let nics = self.nics.iter().map(NicRuntime::view).collect();
         let generation = self.engine.publish(ports, nics);
         self.ports.iter_mut().for_each(|port| port.published(generation));
+        self.generation = generation;
         self.unpublished = false;
     }
 }

@@ -1,9 +1,10 @@
 //! One port at run time: its front-end's connection, the protocol state, and the rings that workers run for it.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
+use std::time::Instant;
 
 use tracing::{debug, info, warn};
 use vnic_dataplane::fabric::{Port, PortState, QueuePair, Ring};
@@ -11,6 +12,8 @@ use vnic_dataplane::memory::frames::ChunkCache;
 use vnic_dataplane::virtq::SplitRing;
 use vnic_lb::mac::Mac;
 
+use super::events::Interest;
+use super::log_budget::LogBudget;
 use crate::host::socket::BoundListener;
 use crate::vhost::{Connection, Device, Fault, Pending, Step};
 
@@ -79,8 +82,10 @@ pub(super) struct PortRuntime {
     /// Running rings by vhost-user index.
     rings: Vec<Option<Arc<Ring>>>,
     quiesce: Option<Quiesce>,
-    /// Connections turned away since the last one that was served: only the first is worth a log line.
-    turned_away: u32,
+    /// Whether the listener is left alone for a while, see [`PortRuntime::accept_again`].
+    accept_paused: bool,
+    /// For every line that a front-end or a guest can cause.
+    log: LogBudget,
 }
 
 impl PortRuntime {
@@ -101,7 +106,8 @@ impl PortRuntime {
             device,
             rings,
             quiesce: None,
-            turned_away: 0,
+            accept_paused: false,
+            log: LogBudget::new(Instant::now()),
         }
     }
 
@@ -112,13 +118,20 @@ impl PortRuntime {
         Ok(())
     }
 
-    pub(super) fn listener_fd(&self) -> Option<RawFd> {
-        self.entrance.listener().map(AsRawFd::as_raw_fd)
+    /// The listener, while connections may be taken from it. A front-end that just died is still being forgotten; the next one
+    /// waits in the listener's queue meanwhile.
+    pub(super) fn listener_interest(&self) -> Option<Interest> {
+        if self.accept_paused || (self.quiesce.is_some() && self.connection.is_none()) {
+            return None;
+        }
+        self.entrance
+            .listener()
+            .map(|listener| (listener.as_raw_fd(), true, false))
     }
 
     /// The connection's fd with whether to wait for reading and for writing. While rings are being taken back nothing is
     /// read, so the front-end's next message waits in its socket.
-    pub(super) fn interest(&self) -> Option<(RawFd, bool, bool)> {
+    pub(super) fn interest(&self) -> Option<Interest> {
         let connection = self.connection.as_ref()?;
         Some((
             connection.as_fd().as_raw_fd(),
@@ -145,41 +158,70 @@ impl PortRuntime {
         self.rings.iter().any(Option::is_some)
     }
 
-    /// Takes the connections that wait on the listener: the first if nobody is served, no others.
+    /// Takes a connection that waits on the listener: serves it if nobody is served, and closes it otherwise.
     pub(super) fn accept(&mut self) -> Outcome {
-        let Some(listener) = self.entrance.listener() else {
+        let Some((listener, _)) = self.entrance.listener().zip(self.listener_interest()) else {
             return Outcome::default();
         };
-        // A front-end that just died is still being forgotten; the next one waits in the listener's queue.
-        if self.quiesce.is_some() && self.connection.is_none() {
-            return Outcome::default();
-        }
         match listener.accept() {
             Ok((stream, _)) if self.connection.is_none() => match Connection::new(stream) {
                 Ok(connection) => {
-                    info!(port = self.state.name, "front-end connected");
+                    if let Some(withheld) = self.log.take(Instant::now()) {
+                        info!(port = self.state.name, withheld, "front-end connected");
+                    }
                     self.connection = Some(connection);
-                    self.turned_away = 0;
-                    return Outcome {
-                        publish: false,
-                        rewatch: true,
-                    };
                 }
-                Err(error) => warn!(port = self.state.name, "cannot serve a front-end: {error}"),
+                Err(error) => {
+                    if let Some(withheld) = self.log.take(Instant::now()) {
+                        warn!(port = self.state.name, withheld, "cannot serve a front-end: {error}");
+                    }
+                }
             },
             Ok(_) => {
-                self.turned_away += 1;
-                if self.turned_away == 1 {
+                if let Some(withheld) = self.log.take(Instant::now()) {
                     warn!(
                         port = self.state.name,
+                        withheld,
                         "turned a second front-end away: this port serves another one; give each guest a port of its own"
                     );
                 }
+                return Outcome::default();
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => warn!(port = self.state.name, "cannot accept a front-end: {error}"),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted
+                ) =>
+            {
+                return Outcome::default();
+            }
+            Err(error) => {
+                // The connection stays in the queue, so the listener would wake us over and over.
+                self.accept_paused = true;
+                if let Some(withheld) = self.log.take(Instant::now()) {
+                    let cure = match error.raw_os_error() {
+                        Some(libc::EMFILE | libc::ENFILE) => "; raise the limit of open files (ulimit -n)",
+                        _ => "",
+                    };
+                    warn!(
+                        port = self.state.name,
+                        withheld, "cannot accept a front-end, trying again in a moment: {error}{cure}"
+                    );
+                }
+            }
         }
-        Outcome::default()
+        Outcome {
+            publish: false,
+            rewatch: true,
+        }
+    }
+
+    /// Time has passed: looks at the listener again if accepting had failed.
+    pub(super) fn accept_again(&mut self) -> Outcome {
+        Outcome {
+            publish: false,
+            rewatch: std::mem::take(&mut self.accept_paused),
+        }
     }
 
     /// The connection is readable or writable.
@@ -237,10 +279,12 @@ impl PortRuntime {
 
     /// The front-end is gone or must go.
     fn hang_up(&mut self, fault: &Fault) -> Outcome {
-        if fault.is_clean_close() {
-            info!(port = self.state.name, "front-end disconnected");
-        } else {
-            warn!(port = self.state.name, "front-end disconnected: {fault}");
+        if let Some(withheld) = self.log.take(Instant::now()) {
+            if fault.is_clean_close() {
+                info!(port = self.state.name, withheld, "front-end disconnected");
+            } else {
+                warn!(port = self.state.name, withheld, "front-end disconnected: {fault}");
+            }
         }
         self.connection = None;
         match &mut self.quiesce {
@@ -335,14 +379,20 @@ impl PortRuntime {
                     );
                     *ring = Some(Arc::new(Ring::new(engine)));
                 }
-                Err(error) => report_broken(&self.device, &self.state.name, index, &error.to_string()),
+                Err(error) => report_broken(
+                    &mut self.log,
+                    &self.device,
+                    &self.state.name,
+                    index,
+                    &error.to_string(),
+                ),
             }
         }
     }
 
     /// A worker found the driver breaking a rule: tells the front-end, and the log.
-    pub(super) fn ring_broken(&self, ring: usize, cause: &str) {
-        report_broken(&self.device, &self.state.name, ring, cause);
+    pub(super) fn ring_broken(&mut self, ring: usize, cause: &str) {
+        report_broken(&mut self.log, &self.device, &self.state.name, ring, cause);
     }
 
     /// The port as the workers are to see it.
@@ -365,11 +415,15 @@ impl PortRuntime {
     }
 }
 
-fn report_broken(device: &Device, port: &str, ring: usize, cause: &str) {
-    warn!(
-        port,
-        ring, "the guest's driver broke this ring, it is left alone until the driver restarts it: {cause}"
-    );
+fn report_broken(log: &mut LogBudget, device: &Device, port: &str, ring: usize, cause: &str) {
+    if let Some(withheld) = log.take(Instant::now()) {
+        warn!(
+            port,
+            ring,
+            withheld,
+            "the guest's driver broke this ring, it is left alone until the driver restarts it: {cause}"
+        );
+    }
     if let Some(err) = device.rings().nth(ring).and_then(|view| view.err) {
         let _ = err.write(1);
     }

@@ -73,10 +73,19 @@ impl Daemon {
     fn stats(&self) -> StatsReport {
         let balancer = self.balancer.stats();
         let census = self.memory.census();
+        let nics = self.nics.iter().map(nic_stats).collect();
+        // Workers hand frames to whoever holds a queue, also when that was us, for its counters.
+        let queues = self.nics.iter().map(NicRuntime::view);
+        if queues
+            .into_iter()
+            .any(|nic| nic.queues.iter().any(|queue| queue.tx.has_handed_off()))
+        {
+            self.engine.wake();
+        }
         StatsReport {
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             ports: self.ports.iter().map(port_stats).collect(),
-            nics: self.nics.iter().map(nic_stats).collect(),
+            nics,
             workers: (0..self.engine.workers())
                 .map(|index| self.worker_stats(index))
                 .collect(),

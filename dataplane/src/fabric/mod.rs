@@ -50,6 +50,9 @@ pub struct Share {
     pub guest_tx: Vec<(usize, usize)>,
     /// NIC queues: (position in [`Fabric::nics`], queue).
     pub nic_queues: Vec<(usize, usize)>,
+    /// NIC queues that it sends by and does not poll, whose sent frames it looks after all the same: the worker that polls
+    /// such a queue may be asleep.
+    pub nic_tx: Vec<(usize, usize)>,
     /// NICs whose group copies it takes.
     pub groups: Vec<usize>,
 }
@@ -83,6 +86,13 @@ impl Fabric {
             }
             if nic.group.is_some() {
                 shares[nic_at % workers].groups.push(nic_at);
+            }
+            for (worker, share) in shares.iter_mut().enumerate() {
+                if let Some(queue_at) = nic.tx_queue(worker)
+                    && !share.nic_queues.contains(&(nic_at, queue_at))
+                {
+                    share.nic_tx.push((nic_at, queue_at));
+                }
             }
         }
         let macs = MacTable::new(

@@ -106,3 +106,12 @@ pub struct Nic {
     /// Copies of frames to groups, which the XDP program leaves to the host; `None` for a NIC whose queues receive these too.
     pub group: Option<Mutex<GroupTap>>,
 }
+
+impl Nic {
+    /// The queue that `worker` sends by; `None` if there is none. Each worker keeps to one, so a session's frames stay in order
+    /// and the lock is seldom contended.
+    #[must_use]
+    pub fn tx_queue(&self, worker: usize) -> Option<usize> {
+        worker.checked_rem(self.queues.len())
+    }
+}

@@ -43,6 +43,9 @@ pub struct PutOutcome {
     pub handed_off: u64,
     /// Frames dropped (and freed) because the hand-off ring was full.
     pub dropped: u64,
+    /// Frames may be left on the hand-off ring that nobody else will look at: the caller must come back (an empty burst
+    /// will do), and not sleep before.
+    pub owing: bool,
 }
 
 impl<T> Shared<T> {
@@ -81,7 +84,12 @@ impl<T> Shared<T> {
     ) -> PutOutcome {
         let mut outcome = PutOutcome::default();
         if let Some(mut inner) = self.try_lock() {
-            self.take_over(&mut inner, stock, &mut fill);
+            // All that was there when we came, or this burst would overtake an earlier one of ours.
+            for _ in 0..self.hand_off.capacity().div_ceil(Stock::BATCH) {
+                if !self.take_over(&mut inner, stock, &mut fill) {
+                    break;
+                }
+            }
             fill(&mut inner, &mut stock.chunks, frames);
         } else {
             outcome.contended = true;
@@ -95,41 +103,64 @@ impl<T> Shared<T> {
                 }
             }
         }
-        self.drain(stock, &mut fill);
+        outcome.owing = self.drain(stock, &mut fill);
         outcome
     }
 
-    /// Processes what others handed off, unless somebody else is at it. Every holder calls this after letting go of the
-    /// lock, and every producer after pushing: with the fences, either the producer finds the lock free or the holder
-    /// finds the frames.
-    pub fn drain(&self, stock: &mut Stock, mut fill: impl FnMut(&mut T, &mut ChunkCache, &mut Vec<Frame>)) {
-        // At most one full ring a call: a producer that keeps pushing cannot hold us here, and drains it itself.
+    /// Processes what others handed off, unless somebody else is at it; `true` if frames may be left to which nobody else
+    /// will look, so that the caller must come back.
+    ///
+    /// No frame is left behind, because every holder looks here after letting go of the lock (or, with
+    /// [`Shared::has_handed_off`], before sleeping) and every producer after pushing. Both have a full fence between their
+    /// write (the lock's release; the push) and their read (the ring; the lock). If the producer's fence comes first in the
+    /// total order of such fences, the holder's read finds the frame. If the holder's comes first, the producer's `try_lock`
+    /// sees that release or a later lock, whose holder then is the one who will look.
+    pub fn drain(
+        &self,
+        stock: &mut Stock,
+        mut fill: impl FnMut(&mut T, &mut ChunkCache, &mut Vec<Frame>),
+    ) -> bool {
+        // At most one full ring a call, so that producers who keep pushing cannot hold us here.
         for _ in 0..=self.hand_off.capacity() / Stock::BATCH {
-            fence(Ordering::SeqCst);
-            if self.hand_off.is_empty() {
-                return;
+            if !self.has_handed_off() {
+                return false;
             }
-            let Some(mut inner) = self.try_lock() else { return };
+            let Some(mut inner) = self.try_lock() else {
+                return false;
+            };
             self.take_over(&mut inner, stock, &mut fill);
         }
+        // A producer may have found the lock taken since we last looked.
+        self.has_handed_off()
     }
 
+    /// Whether frames wait on the hand-off ring. A holder who lets go of the lock without [`Shared::drain`] must ask this and
+    /// have a worker look: a producer may have relied on it.
+    #[must_use]
+    pub fn has_handed_off(&self) -> bool {
+        fence(Ordering::SeqCst);
+        !self.hand_off.is_empty()
+    }
+
+    /// Processes one batch; returns whether there was any.
     fn take_over(
         &self,
         inner: &mut T,
         stock: &mut Stock,
         fill: &mut impl FnMut(&mut T, &mut ChunkCache, &mut Vec<Frame>),
-    ) {
+    ) -> bool {
         while let Some(frame) = self.hand_off.pop() {
             stock.batch.push(frame);
             if stock.batch.len() == Stock::BATCH {
                 break;
             }
         }
-        if !stock.batch.is_empty() {
-            fill(inner, &mut stock.chunks, &mut stock.batch);
-            debug_assert!(stock.batch.is_empty(), "fill consumes all frames");
+        if stock.batch.is_empty() {
+            return false;
         }
+        fill(inner, &mut stock.chunks, &mut stock.batch);
+        debug_assert!(stock.batch.is_empty(), "fill consumes all frames");
+        true
     }
 
     /// Frees what is left on the hand-off ring: for the control thread, when the queue is gone.
@@ -139,3 +170,6 @@ impl<T> Shared<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

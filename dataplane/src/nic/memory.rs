@@ -2,10 +2,12 @@
 //! the wire.
 
 use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use crossbeam_queue::ArrayQueue;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{NicRx, NicRxCounters, NicTx, NicTxCounters};
 use crate::memory::frames::{
@@ -22,6 +24,8 @@ struct Wire {
     /// Flushed and not yet collected; the chunks are in state Tx.
     sending: ArrayQueue<Frame>,
     completed: ArrayQueue<Frame>,
+    /// Readable when frames have arrived, if somebody wants to wait.
+    announced: Option<EventFd>,
 }
 
 impl Wire {
@@ -34,7 +38,18 @@ impl Wire {
             arrived: ArrayQueue::new(depth),
             sending: ArrayQueue::new(depth),
             completed: ArrayQueue::new(depth),
+            announced: None,
         }
+    }
+}
+
+impl Wire {
+    fn next_arrived(&self) -> Option<Frame> {
+        self.arrived.pop().or_else(|| {
+            // Empty: what was announced has been taken. Another look, for a frame that came in between.
+            self.announced.as_ref()?.read().ok()?;
+            self.arrived.pop()
+        })
     }
 }
 
@@ -77,7 +92,22 @@ pub struct MemoryPeer {
 /// A NIC queue whose rings hold `depth` frames (at least 1) each way.
 #[must_use]
 pub fn pair(nic: u8, memory: &Arc<FrameMemory>, depth: usize) -> (MemoryRx, MemoryTx, MemoryPeer) {
-    let wire = Arc::new(Wire::new(nic, memory, depth));
+    ends(Wire::new(nic, memory, depth))
+}
+
+/// Like [`pair`], with a receiving half that can be waited for, at the price of a system call for each frame.
+pub fn waitable_pair(
+    nic: u8,
+    memory: &Arc<FrameMemory>,
+    depth: usize,
+) -> io::Result<(MemoryRx, MemoryTx, MemoryPeer)> {
+    let mut wire = Wire::new(nic, memory, depth);
+    wire.announced = Some(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
+    Ok(ends(wire))
+}
+
+fn ends(wire: Wire) -> (MemoryRx, MemoryTx, MemoryPeer) {
+    let wire = Arc::new(wire);
     let rx = MemoryRx {
         wire: wire.clone(),
         counters: NicRxCounters::default(),
@@ -95,7 +125,7 @@ impl NicRx for MemoryRx {
     fn receive(&mut self, _chunks: &mut ChunkCache, out: &mut Vec<Frame>, max: usize) -> usize {
         let mut count = 0;
         while count < max {
-            let Some(frame) = self.wire.arrived.pop() else {
+            let Some(frame) = self.wire.next_arrived() else {
                 break;
             };
             self.counters.bytes += frame.len() as u64;
@@ -119,7 +149,7 @@ impl NicRx for MemoryRx {
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
-        None
+        self.wire.announced.as_ref().map(AsFd::as_fd)
     }
 
     fn counters(&self) -> NicRxCounters {
@@ -222,6 +252,9 @@ impl MemoryPeer {
         if let Err(frame) = wire.arrived.push(frame) {
             wire.memory.free_to_pool(frame);
             return false;
+        }
+        if let Some(announced) = &wire.announced {
+            let _ = announced.write(1);
         }
         true
     }

@@ -5,7 +5,9 @@ use vnic_lb::parse::parse;
 
 use super::{BURST, Context};
 use crate::counters::DropReason;
-use crate::fabric::{Fabric, MAX_PORTS, MAX_QUEUE_PAIRS, Nic, Port, PortIndex, PutOutcome, Ring};
+use crate::fabric::{
+    Fabric, MAX_PORTS, MAX_QUEUE_PAIRS, Nic, NicSender, Port, PortIndex, PutOutcome, Ring, Shared,
+};
 use crate::memory::frames::Frame;
 use crate::virtq::RingError;
 use crate::vnet;
@@ -15,6 +17,8 @@ pub(super) struct Staged {
     by_destination: Box<[Vec<Frame>]>,
     /// Destinations that have frames now.
     touched: Vec<usize>,
+    /// Destinations whose hand-off ring must be looked at again, see [`PutOutcome::owing`].
+    owing: Vec<usize>,
 }
 
 const FIRST_NIC: usize = MAX_PORTS * MAX_QUEUE_PAIRS;
@@ -25,6 +29,7 @@ impl Staged {
         Staged {
             by_destination: (0..destinations).map(|_| Vec::new()).collect(),
             touched: Vec::with_capacity(destinations),
+            owing: Vec::with_capacity(destinations),
         }
     }
 
@@ -98,19 +103,35 @@ impl Context {
         while let Some(destination) = self.staged.touched.pop() {
             let mut frames = std::mem::take(&mut self.staged.by_destination[destination]);
             if let Some(nic) = destination.checked_sub(FIRST_NIC) {
-                self.send_to_nic(&fabric.nics[nic], &mut frames);
+                self.send_to_nic(&fabric.nics[nic], destination, &mut frames);
             } else {
                 let (port, pair) = (destination / MAX_QUEUE_PAIRS, destination % MAX_QUEUE_PAIRS);
-                self.deliver_to_port(&fabric.ports[port], pair, &mut frames);
+                self.deliver_to_port(&fabric.ports[port], pair, destination, &mut frames);
             }
             self.staged.by_destination[destination] = frames;
         }
     }
 
-    fn send_to_nic(&mut self, nic: &Nic, frames: &mut Vec<Frame>) {
+    /// Comes back to the hand-off rings that were left with frames; returns how many those were.
+    pub(super) fn settle_debts(&mut self, fabric: &Fabric) -> usize {
+        let count = self.staged.owing.len();
+        if count == 0 {
+            return 0;
+        }
+        // A destination that is gone took its hand-off ring along.
+        let exists = |destination: &usize| match destination.checked_sub(FIRST_NIC) {
+            Some(nic) => nic < fabric.nics.len(),
+            None => destination / MAX_QUEUE_PAIRS < fabric.ports.len(),
+        };
+        let Staged { touched, owing, .. } = &mut self.staged;
+        touched.extend(owing.drain(..).filter(exists));
+        self.deliver_staged(fabric);
+        count
+    }
+
+    fn send_to_nic(&mut self, nic: &Nic, destination: usize, frames: &mut Vec<Frame>) {
         let drops = &nic.state.counters.of(self.index).drops;
-        // Each worker keeps to one queue, so a session's frames stay in order and the lock is seldom contended.
-        let Some(queue) = nic.queues.get(self.index % nic.queues.len().max(1)) else {
+        let Some(queue) = nic.tx_queue(self.index).map(|queue| &nic.queues[queue]) else {
             drops.add(DropReason::NoNicAlive, frames.len() as u64);
             frames.drain(..).for_each(|frame| self.stock.chunks.free(frame));
             return;
@@ -122,9 +143,12 @@ impl Context {
             drops.add(DropReason::HandOffFull, outcome.dropped);
             self.count_contention(outcome);
         }
+        if outcome.owing {
+            self.staged.owing.push(destination);
+        }
     }
 
-    fn deliver_to_port(&mut self, port: &Port, pair_at: usize, frames: &mut Vec<Frame>) {
+    fn deliver_to_port(&mut self, port: &Port, pair_at: usize, destination: usize, frames: &mut Vec<Frame>) {
         let drops = &port.state.counters.of(self.index).drops;
         let Some(ring) = port.pairs.get(pair_at).and_then(|pair| pair.rx.as_ref()) else {
             drops.add(DropReason::PortNotReady, frames.len() as u64);
@@ -163,6 +187,9 @@ impl Context {
             drops.add(DropReason::HandOffFull, outcome.dropped);
             self.count_contention(outcome);
         }
+        if outcome.owing {
+            self.staged.owing.push(destination);
+        }
         if let Some(error) = failure {
             self.ring_broken(port, pair_at * 2, ring, error);
         }
@@ -197,13 +224,32 @@ impl Context {
             .filter(|ring| !ring.is_broken())
     }
 
-    /// Whether a NIC queue of the share still has frames in flight.
+    /// Whether a NIC queue that this worker looks after still has frames in flight.
     pub(super) fn in_flight(&self, fabric: &Fabric) -> bool {
-        fabric.shares[self.index].nic_queues.iter().any(|&(nic, queue)| {
-            fabric.nics[nic].queues[queue]
-                .tx
-                .try_lock()
+        self.senders(fabric).any(|tx| {
+            tx.try_lock()
                 .is_none_or(|sender| sender.tx().in_flight() > 0)
         })
+    }
+
+    /// Looks after what this worker sent by queues of other shares; returns whether it must do so again at once.
+    pub(super) fn service_senders(&mut self, fabric: &Fabric) -> bool {
+        let queues = &fabric.shares[self.index].nic_tx;
+        queues
+            .iter()
+            .map(|&(nic, queue)| self.service_nic(fabric, nic, queue))
+            .sum::<usize>()
+            > 0
+    }
+
+    /// Whether another worker handed frames to such a queue, perhaps while [`Context::in_flight`] held it.
+    pub(super) fn handed_off(&self, fabric: &Fabric) -> bool {
+        self.senders(fabric).any(Shared::has_handed_off)
+    }
+
+    fn senders<'a>(&self, fabric: &'a Fabric) -> impl Iterator<Item = &'a Shared<NicSender>> {
+        let share = &fabric.shares[self.index];
+        let queues = share.nic_queues.iter().chain(&share.nic_tx);
+        queues.map(|&(nic, queue)| &fabric.nics[nic].queues[queue].tx)
     }
 }

@@ -14,22 +14,29 @@ use crate::nic::NicRx;
 use crate::switch::{self, FromNic};
 
 impl Context {
-    /// Takes one burst from a NIC queue; returns the number of frames. Also looks after the queue's sent frames.
+    /// Takes one burst from a NIC queue; returns the number of frames.
     pub(super) fn poll_nic(&mut self, fabric: &Fabric, nic_at: usize, queue_at: usize) -> usize {
         let nic = &fabric.nics[nic_at];
         let queue = &nic.queues[queue_at];
         let received = self.receive(&queue.rx);
         self.route_received(fabric, nic);
-        if let Some(mut sender) = queue.tx.try_lock() {
+        received + self.service_nic(fabric, nic_at, queue_at)
+    }
+
+    /// Looks after the frames that a NIC queue sends; returns 1 if it must be looked at again at once.
+    pub(super) fn service_nic(&mut self, fabric: &Fabric, nic_at: usize, queue_at: usize) -> usize {
+        let nic = &fabric.nics[nic_at];
+        let tx = &nic.queues[queue_at].tx;
+        if let Some(mut sender) = tx.try_lock() {
             sender.service(&mut self.stock.chunks);
         }
         let counters = nic.state.counters.of(self.index);
-        queue.tx.drain(&mut self.stock, |sender, chunks, frames| {
+        let owing = tx.drain(&mut self.stock, |sender, chunks, frames| {
             counters
                 .drops
                 .add(DropReason::NicRingFull, sender.send(chunks, frames));
         });
-        received
+        usize::from(owing)
     }
 
     /// Takes one burst of a NIC's group copies.

@@ -6,6 +6,8 @@
 mod deliver;
 mod from_guest;
 mod from_nic;
+#[cfg(test)]
+mod tests;
 mod wait;
 
 use std::sync::Arc;
@@ -15,12 +17,12 @@ use vnic_lb::Millis;
 use vnic_lb::balancer::{Balancer, Observed};
 use vnic_lb::nics::NicIndex;
 
-use crate::engine::{Event, SharedState};
+use crate::engine::SharedState;
 use crate::fabric::{Fabric, Stock};
 use crate::memory::frames::{ChunkCache, Frame, FrameMemory};
 use deliver::Staged;
 pub use wait::Poll;
-use wait::Waiter;
+pub(crate) use wait::Waiter;
 
 /// Frames taken from one queue in one turn.
 const BURST: usize = 32;
@@ -47,7 +49,7 @@ struct Context {
 }
 
 /// Runs worker `index` until the engine stops.
-pub(crate) fn run(index: usize, shared: Arc<SharedState>, poll: Poll) {
+pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
     let memory = Arc::clone(&shared.memory);
     let mut context = Context {
         index,
@@ -61,16 +63,6 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, poll: Poll) {
         observed: Vec::with_capacity(BURST),
         choices: Vec::with_capacity(BURST),
         staged: Staged::new(),
-    };
-    let mut waiter = match Waiter::new(&shared, index, poll) {
-        Ok(waiter) => waiter,
-        Err(error) => {
-            shared.report(Event::WorkerFailed {
-                worker: index,
-                cause: error.to_string(),
-            });
-            return;
-        }
     };
     let mut fabric = shared.fabric.load_full();
     shared.acknowledge(index, fabric.generation);
@@ -109,6 +101,7 @@ impl Context {
         for &nic in &share.groups {
             moved += self.poll_group(fabric, nic);
         }
+        moved += self.settle_debts(fabric);
         self.balancer.upkeep(self.now, UPKEEP_ENTRIES);
         moved
     }

@@ -23,24 +23,24 @@ pub enum Poll {
 /// Idle time spent spinning before going to sleep; several times what a wake-up costs.
 const SPIN: Duration = Duration::from_micros(50);
 
-/// Longest sleep: session timers must go on.
-const SLEEP_MS: i32 = 100;
+/// Longest sleep: session timers must go on. In unit tests so long that a lost wake-up shows.
+const SLEEP_MS: i32 = if cfg!(test) { 120_000 } else { 100 };
 
 /// Longest sleep while sent frames are in flight: their chunks must come back, and nothing announces that.
 const SLEEP_IN_FLIGHT_MS: i32 = 1;
 
-pub(super) struct Waiter {
+pub(crate) struct Waiter {
     poll: Poll,
     shared: Arc<SharedState>,
     worker: usize,
     epoll: Epoll,
-    /// A ring of the share has no kick fd and must be polled, or an fd could not be watched.
+    /// A ring of the share has no kick fd, or a NIC queue nothing to wait for, and must be polled; or an fd could not be watched.
     must_poll: bool,
     idle_since: Option<Instant>,
 }
 
 impl Waiter {
-    pub(super) fn new(shared: &Arc<SharedState>, worker: usize, poll: Poll) -> io::Result<Waiter> {
+    pub(crate) fn new(shared: &Arc<SharedState>, worker: usize, poll: Poll) -> io::Result<Waiter> {
         Ok(Waiter {
             poll,
             shared: Arc::clone(shared),
@@ -77,9 +77,10 @@ impl Waiter {
                 .rx
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
-            if let Some(fd) = rx.wait_fd() {
-                self.add(fd.as_raw_fd(), EventSet::IN)?;
-            }
+            let Some(fd) = rx.wait_fd() else {
+                return Err(io::ErrorKind::Unsupported.into());
+            };
+            self.add(fd.as_raw_fd(), EventSet::IN)?;
         }
         for &nic in &share.groups {
             if let Some(group) = &fabric.nics[nic].group {
@@ -119,13 +120,16 @@ impl Waiter {
         }
         // Ask for kicks, then look again: a buffer made available before the driver saw the request is found here, one made
         // available after it is announced. NIC sockets and the wake eventfd are level-triggered, so they cannot be missed.
-        let slept = !context.arm(fabric);
+        let owing = context.service_senders(fabric);
+        let armed = !context.arm(fabric);
+        let timeout = if context.in_flight(fabric) {
+            SLEEP_IN_FLIGHT_MS
+        } else {
+            SLEEP_MS
+        };
+        // Last: the looks above hold locks for a moment, in which another worker may have left us frames.
+        let slept = armed && !owing && !context.handed_off(fabric);
         if slept {
-            let timeout = if context.in_flight(fabric) {
-                SLEEP_IN_FLIGHT_MS
-            } else {
-                SLEEP_MS
-            };
             let mut events = [EpollEvent::default(); 16];
             // An error (EINTR) is a wake-up like any other: the next turn looks at everything.
             let _ = self.epoll.wait(timeout, &mut events);

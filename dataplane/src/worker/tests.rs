@@ -1,0 +1,6 @@
+//! The whole dataplane without root: an engine, guests that drive their rings through a memfd, and in-memory NICs.
+
+mod concurrency;
+mod lab;
+mod rings;
+mod switching;
