@@ -150,6 +150,7 @@ impl NicRuntime {
             mac: interface.mac,
             queues: opened.into(),
             group: Some(Mutex::new(group)),
+            partial_checksums: false,
         });
         let config = config.clone();
         Ok(NicRuntime {
