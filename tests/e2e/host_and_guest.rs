@@ -51,6 +51,8 @@ fn a_veth_connects_host_and_guest() -> Result<()> {
 
     let options = DaemonOptions::new(&[("p0", &guest_mac(0))], &[VNIC_END.to_owned()], 1);
     let daemon = Daemon::start(&host, folder.path(), &options)?;
+    // It answers once everything is set up.
+    daemon.query("status")?;
     assert_eq!(
         offload(&host, VNIC_END, "rx-vlan-offload")?,
         "rx-vlan-offload: off"
