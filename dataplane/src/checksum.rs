@@ -1,5 +1,7 @@
 //! The internet checksum (RFC 1071).
 
+pub mod partial;
+
 /// Ones' complement sum of the bytes as 16-bit big-endian words, not yet folded; an odd last byte is padded with a zero.
 #[must_use]
 pub fn sum(bytes: &[u8]) -> u64 {

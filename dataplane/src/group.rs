@@ -145,6 +145,21 @@ impl GroupTap {
         self.unicast(mac, false)
     }
 
+    /// Has the NIC receive everything, until the end of the process: what opens a NIC that filters VLANs and cannot be told not to.
+    ///
+    /// # Errors
+    ///
+    /// [`GroupError::Membership`].
+    pub fn admit_everything(&self) -> Result<(), GroupError> {
+        self.ring
+            .membership(self.ifindex, libc::PACKET_MR_PROMISC, [0; 6], true)
+            .map_err(|source| GroupError::Membership {
+                ifname: self.ifname.clone(),
+                what: "everything (promiscuous mode)".to_owned(),
+                source,
+            })
+    }
+
     fn unicast(&self, mac: Mac, join: bool) -> Result<(), GroupError> {
         self.ring
             .membership(self.ifindex, libc::PACKET_MR_UNICAST, mac.0, join)

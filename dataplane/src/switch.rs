@@ -3,6 +3,7 @@
 use vnic_lb::mac::Mac;
 
 use crate::counters::DropReason;
+use crate::fabric::vlan::{NO_VLAN, Tag};
 use crate::fabric::{Fabric, Port, PortIndex};
 
 /// Where a frame from a guest goes.
@@ -12,7 +13,7 @@ pub enum FromGuest {
     Port(PortIndex),
     /// Out by a NIC that the session decides.
     Uplink,
-    /// To every other local port and, once, to the designated NIC.
+    /// To every other local port of the VLAN and, once, to the designated NIC.
     Group,
     /// Nowhere.
     Drop(DropReason),
@@ -23,7 +24,7 @@ pub enum FromGuest {
 pub enum FromNic {
     /// To one local port.
     Port(PortIndex),
-    /// To every local port.
+    /// To every local port of the VLAN.
     Group,
     /// Nowhere.
     Drop(DropReason),
@@ -46,21 +47,44 @@ pub fn check_source(fabric: &Fabric, port: &Port, src: Mac) -> Source {
     match port.mac {
         Some(own) if own == src => Source::Own,
         Some(_) => Source::Refused(DropReason::SpoofedSource),
-        None if fabric.may_learn(src) => Source::Candidate,
+        None if fabric.may_learn(port, src) => Source::Candidate,
         None => Source::Refused(DropReason::MacRefused),
+    }
+}
+
+/// The VLAN of a frame that `port` sends and that begins with `head`; [`NO_VLAN`] while no port minds.
+///
+/// # Errors
+///
+/// Why the frame is dropped.
+pub fn vlan_from_guest(fabric: &Fabric, port: &Port, head: &[u8]) -> Result<u16, DropReason> {
+    if fabric.vlan_aware {
+        port.vlan.ingress(Tag::of(head))
+    } else {
+        Ok(NO_VLAN)
+    }
+}
+
+/// The VLAN of a frame from a NIC that begins with `head`; [`NO_VLAN`] while no port minds.
+#[must_use]
+pub fn vlan_from_nic(fabric: &Fabric, head: &[u8]) -> u16 {
+    if fabric.vlan_aware {
+        Tag::of(head).vlan()
+    } else {
+        NO_VLAN
     }
 }
 
 /// Decides for a frame whose source was accepted.
 #[must_use]
-pub fn from_guest(fabric: &Fabric, port: &Port, dst: Mac) -> FromGuest {
+pub fn from_guest(fabric: &Fabric, port: &Port, vlan: u16, dst: Mac) -> FromGuest {
     if dst.is_group() {
         if dst.is_link_local_control() {
             return FromGuest::Drop(DropReason::LinkLocalControl);
         }
         return FromGuest::Group;
     }
-    match fabric.macs.get(dst) {
+    match fabric.port_of(vlan, dst) {
         Some(destination) if destination == port.state.index => FromGuest::Drop(DropReason::ToItself),
         Some(destination) => FromGuest::Port(destination),
         None if fabric.nics.is_empty() => FromGuest::Drop(DropReason::UnknownDestination),
@@ -70,8 +94,8 @@ pub fn from_guest(fabric: &Fabric, port: &Port, dst: Mac) -> FromGuest {
 
 /// Decides for a frame that a NIC received. It never goes to another NIC.
 #[must_use]
-pub fn from_nic(fabric: &Fabric, dst: Mac, src: Mac) -> FromNic {
-    if let Some(owner) = fabric.macs.get(src)
+pub fn from_nic(fabric: &Fabric, vlan: u16, dst: Mac, src: Mac) -> FromNic {
+    if let Some(owner) = fabric.port_of(vlan, src)
         && fabric.ports.get(usize::from(owner)).is_some_and(Port::is_running)
     {
         // Our own frame came back. While the port does not run, its VM may live elsewhere (migrated away) and be heard.
@@ -83,8 +107,14 @@ pub fn from_nic(fabric: &Fabric, dst: Mac, src: Mac) -> FromNic {
         }
         return FromNic::Group;
     }
-    match fabric.macs.get(dst) {
+    match fabric.port_of(vlan, dst) {
         Some(port) => FromNic::Port(port),
+        None if fabric.vlan_aware && fabric.ports.iter().any(|port| port.mac == Some(dst)) => {
+            FromNic::Drop(DropReason::VlanNotAllowed)
+        }
         None => FromNic::Drop(DropReason::UnknownDestination),
     }
 }
+
+#[cfg(test)]
+mod tests;

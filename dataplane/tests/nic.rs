@@ -320,6 +320,73 @@ fn a_partial_checksum_of_a_local_sender_is_completed() {
     });
 }
 
+/// The datagram of a kernel that left its checksum to a device: AF_XDP shows it as it is, and it can be completed.
+#[test]
+fn a_local_senders_checksum_is_partial_and_can_be_completed() {
+    in_namespace(1, || {
+        let mut rig = Rig::new(AttachMode::Auto);
+        let guest = GUEST.to_string();
+        for (address, to, bind) in [
+            ("10.9.0.1/24", "10.9.0.7", "10.9.0.1:4000"),
+            ("fd09::1/64", "fd09::7", "[fd09::1]:4000"),
+        ] {
+            if address.contains(':') {
+                ip(&["address", "add", address, "dev", PEER, "nodad"]);
+            } else {
+                ip(&["address", "add", address, "dev", PEER]);
+            }
+            ip(&["neighbour", "add", to, "lladdr", &guest, "dev", PEER]);
+            let socket = UdpSocket::bind(bind).unwrap();
+            socket
+                .send_to(
+                    b"to the guest, odd",
+                    (to.parse::<std::net::IpAddr>().unwrap(), 4001),
+                )
+                .unwrap();
+            let mut bytes = until("the datagram", || {
+                Some(rig.receive()).filter(|bytes| bytes.len() < 100)
+            });
+            let missing = |bytes: &[u8]| {
+                checksum::partial::missing(&vnic_lb::parse::parse(bytes), std::iter::once(bytes))
+            };
+            let (field, value) = missing(&bytes).expect("the kernel sends it partial");
+            bytes[field..field + 2].copy_from_slice(&value);
+            assert_eq!(missing(&bytes), None);
+            let udp = &bytes[field - 6..];
+            let addresses = if address.contains(':') { 32 } else { 8 };
+            let pseudo = checksum::sum(&bytes[field - 6 - addresses..field - 6]) + 17 + udp.len() as u64;
+            assert_eq!(checksum::fold(checksum::sum(udp) + pseudo), 0xffff);
+        }
+        rig.finish();
+    });
+}
+
+/// What docs/host-and-guest.md says.
+#[test]
+fn host_and_guest_on_one_nic_meet_only_beyond_the_wire() {
+    in_namespace(1, || {
+        let mut rig = Rig::new(AttachMode::Auto);
+        let host = Station::on(NIC);
+        let to_guest = frame(GUEST, HOST, 100);
+        let to_host = frame(HOST, GUEST, 101);
+        // Either frame goes out to the wire, and nowhere else.
+        host.send(&to_guest);
+        assert_eq!(rig.peer.receive(), to_guest);
+        let mut out = Vec::new();
+        assert_eq!(rig.rx.receive(&mut rig.chunks, &mut out, 1), 0);
+        let mut frames = VecDeque::from([rig.frame_of(&to_host)]);
+        rig.send(&mut frames);
+        assert_eq!(rig.peer.receive(), to_host);
+        assert_eq!(host.try_receive(), None);
+        // A switch that sends it back brings it to the other one.
+        rig.peer.send(&to_guest);
+        assert_eq!(rig.receive(), to_guest);
+        rig.peer.send(&to_host);
+        assert_eq!(host.receive(), to_host);
+        rig.finish();
+    });
+}
+
 fn attached() -> bool {
     ip(&["-d", "link", "show", NIC]).contains("xdp")
 }

@@ -27,6 +27,8 @@ pub struct Port {
     pub mac: Option<String>,
     /// Queue pairs.
     pub queues: u32,
+    /// Further options, as `vlan=100`; may be empty.
+    pub options: String,
 }
 
 /// What to start.
@@ -50,6 +52,7 @@ impl DaemonOptions {
             name: (*name).to_owned(),
             mac: Some((*mac).to_owned()),
             queues: 1,
+            options: String::new(),
         };
         DaemonOptions {
             ports: ports.iter().map(port).collect(),
@@ -87,6 +90,9 @@ pub fn arguments(folder: &Path, options: &DaemonOptions) -> Vec<String> {
         }
         if port.queues > 1 {
             value.push_str(&format!(",queues={}", port.queues));
+        }
+        if !port.options.is_empty() {
+            value.push_str(&format!(",{}", port.options));
         }
         arguments.extend(["--port".to_owned(), value]);
     }

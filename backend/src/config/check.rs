@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use vnic_dataplane::fabric::vlan::{MAX_VLAN, VlanMode, VlanSet};
 use vnic_lb::MAX_NICS;
 use vnic_lb::mac::Mac;
 
@@ -126,7 +127,8 @@ fn ports(
                 }
                 _ => {}
             }
-            if let Some(mac) = new.mac.filter(|_| new.mac == earlier.mac) {
+            let same_mac = new.mac == earlier.mac && !new.vlan.is_apart_from(&earlier.vlan);
+            if let Some(mac) = new.mac.filter(|_| same_mac) {
                 return Err(ConfigError::DuplicateMac { first, second, mac });
             }
         }
@@ -168,7 +170,45 @@ fn port(raw: &RawPort) -> Result<PortConfig, ConfigError> {
         queue_pairs: raw.queues.map_or(Ok(MAX_QUEUE_PAIRS), |count| {
             in_range(count, 1, MAX_QUEUE_PAIRS, &format!("`queues` in {origin}"))
         })?,
+        vlan: vlan_mode(raw)?,
     })
+}
+
+fn vlan_mode(raw: &RawPort) -> Result<VlanMode, ConfigError> {
+    let origin = &raw.origin;
+    match (raw.vlan, &raw.trunk) {
+        (None, None) => Ok(VlanMode::Transparent),
+        (Some(id), None) => in_range(id, 1, MAX_VLAN, &format!("`vlan` in {origin}")).map(VlanMode::Access),
+        (None, Some(list)) => vlan_list(list)
+            .map(VlanMode::Trunk)
+            .ok_or_else(|| ConfigError::BadTrunk {
+                origin: origin.clone(),
+                list: list.clone(),
+            }),
+        (Some(_), Some(_)) => Err(ConfigError::VlanAndTrunk {
+            origin: origin.clone(),
+        }),
+    }
+}
+
+/// `10-20+30`.
+fn vlan_list(text: &str) -> Option<VlanSet> {
+    let id = |text: &str| {
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse()
+            .ok()
+            .filter(|id| digits && (1..=MAX_VLAN).contains(id))
+    };
+    let mut ids: Vec<u16> = Vec::new();
+    for item in text.split('+') {
+        let (first, last) = item.split_once('-').unwrap_or((item, item));
+        let (first, last) = (id(first)?, id(last)?);
+        if first > last {
+            return None;
+        }
+        ids.extend(first..=last);
+    }
+    Some(VlanSet::new(ids))
 }
 
 fn station_mac(text: &str, origin: &str) -> Result<Mac, ConfigError> {

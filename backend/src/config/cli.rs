@@ -43,10 +43,12 @@ pub(super) struct Cli {
     )]
     pub fd: Option<i64>,
 
-    /// One port: name=NAME,socket=PATH[,mac=MAC][,queues=N]; may be repeated
+    /// One port: name=NAME,socket=PATH[,mac=MAC][,queues=N][,vlan=ID|,trunk=LIST]; may be repeated
     ///
     /// mac: the guest's address; without it, the first acceptable source address that the guest sends is learned and
     /// kept. queues: the most queue pairs that the guest may use, 1 to 8 [default: 8].
+    /// vlan: the guest knows of no tags and is in this VLAN (an access port). trunk: only frames with these tags pass, as in
+    /// trunk=10-20+30. Without either every frame passes as it is, with any tag or none.
     /// Example: --port name=web,socket=/run/vnic/web.sock,mac=52:54:00:12:34:56,queues=2
     #[arg(long = "port", value_name = "OPTIONS", help_heading = "Ports")]
     pub ports: Vec<String>,
@@ -117,7 +119,7 @@ pub(super) struct Cli {
 
     /// TOML file with the same names as these options; the command line wins
     ///
-    /// Ports are tables [[port]] (name, socket, mac, queues) and NICs tables [[nic]] (name, id, queues, zerocopy, attach,
+    /// Ports are tables [[port]] (name, socket, mac, queues, vlan, trunk) and NICs tables [[nic]] (name, id, queues, zerocopy, attach,
     /// weight). A port or a NIC on the command line replaces all of the file's. Example: --config /etc/vnic/vnicd.toml
     #[arg(long, value_name = "FILE", help_heading = "Daemon")]
     pub config: Option<PathBuf>,

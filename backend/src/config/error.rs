@@ -82,6 +82,16 @@ pub enum ConfigError {
         mac: Mac,
         kind: &'static str,
     },
+    #[error(
+        "{origin} has `vlan` and `trunk`: give `vlan` for a guest that knows of no tags, `trunk` for one that tags its \
+         frames itself"
+    )]
+    VlanAndTrunk { origin: String },
+    #[error(
+        "`{list}` for `trunk` in {origin} is not a list of VLANs: write ids from 1 to 4094 and ranges of them with `+` between, \
+         as in 10-20+30"
+    )]
+    BadTrunk { origin: String, list: String },
     #[error("two ports are named `{name}`: give each its own name")]
     DuplicatePortName { name: String },
     #[error("ports `{first}` and `{second}` have the same socket {}: give each its own path", .path.display())]
@@ -90,7 +100,9 @@ pub enum ConfigError {
         second: String,
         path: PathBuf,
     },
-    #[error("ports `{first}` and `{second}` have the same MAC {mac}: give each guest its own address")]
+    #[error(
+        "ports `{first}` and `{second}` have the same MAC {mac}: give each guest its own address, or access to a VLAN of its own"
+    )]
     DuplicateMac { first: String, second: String, mac: Mac },
     #[error("port `{port}` and the control socket have the same path {}: give one of them another", .path.display())]
     ControlIsPort { port: String, path: PathBuf },

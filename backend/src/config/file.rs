@@ -33,6 +33,8 @@ struct FilePort {
     socket: Option<PathBuf>,
     mac: Option<String>,
     queues: Option<i64>,
+    vlan: Option<i64>,
+    trunk: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -84,6 +86,8 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Raw, ConfigError> {
                 fd: None,
                 mac: port.mac,
                 queues: port.queues,
+                vlan: port.vlan,
+                trunk: port.trunk,
             })
             .collect(),
         nics: (1..)

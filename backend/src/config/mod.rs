@@ -22,6 +22,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use vnic_dataplane::fabric::VlanMode;
 use vnic_lb::mac::Mac;
 
 pub use error::ConfigError;
@@ -79,6 +80,8 @@ pub struct PortConfig {
     pub mac: Option<Mac>,
     /// Most queue pairs that the guest may use, 1 to [`MAX_QUEUE_PAIRS`].
     pub queue_pairs: u16,
+    /// The VLANs that the guest takes part in.
+    pub vlan: VlanMode,
 }
 
 /// How a port is reached.

@@ -3,10 +3,10 @@
 use super::error::ConfigError;
 use super::raw::{RawNic, RawPort};
 
-const PORT_KEYS: &[&str] = &["name", "socket", "mac", "queues"];
+const PORT_KEYS: &[&str] = &["name", "socket", "mac", "queues", "vlan", "trunk"];
 const NIC_KEYS: &[&str] = &["id", "queues", "zerocopy", "attach", "weight"];
 
-/// `name=a,socket=PATH[,mac=MAC][,queues=N]`
+/// `name=a,socket=PATH[,mac=MAC][,queues=N][,vlan=ID|,trunk=LIST]`
 pub(super) fn port(text: &str) -> Result<RawPort, ConfigError> {
     let origin = format!("`--port {text}`");
     let mut pairs = Pairs::new(text.split(','), &origin, PORT_KEYS)?;
@@ -16,6 +16,8 @@ pub(super) fn port(text: &str) -> Result<RawPort, ConfigError> {
         fd: None,
         mac: pairs.take("mac"),
         queues: pairs.take_number("queues")?,
+        vlan: pairs.take_number("vlan")?,
+        trunk: pairs.take("trunk"),
         origin: origin.clone(),
     };
     Ok(port)

@@ -28,6 +28,8 @@ pub(super) struct RawPort {
     pub fd: Option<i64>,
     pub mac: Option<String>,
     pub queues: Option<i64>,
+    pub vlan: Option<i64>,
+    pub trunk: Option<String>,
 }
 
 /// One `--nic` or `[[nic]]`.

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use vnic_dataplane::fabric::VlanSet;
+
 use super::*;
 
 fn run(args: &[&str]) -> Result<Config, ArgsError> {
@@ -407,6 +409,7 @@ fn the_command_line_wins_over_the_file() {
         endpoint: Endpoint::Socket("/c".into()),
         mac: None,
         queue_pairs: MAX_QUEUE_PAIRS,
+        vlan: VlanMode::Transparent,
     };
     assert_eq!(config.ports, [only]);
     assert_eq!(
@@ -516,4 +519,54 @@ fn the_example_file_is_valid() {
     let raw = file::parse(example, Path::new("vnicd.example.toml")).unwrap();
     let config = check::check(raw).unwrap();
     assert_eq!((config.ports.len(), config.nics.len()), (2, 2));
+}
+
+#[test]
+fn ports_are_put_on_vlans() {
+    let modes = |config: Config| config.ports.into_iter().map(|port| port.vlan).collect::<Vec<_>>();
+    let trunk = VlanMode::Trunk(VlanSet::new([10, 11, 12, 30, 4094]));
+    let ports = [
+        "name=a,socket=/a,vlan=100",
+        "name=b,socket=/b,trunk=10-12+30+4094",
+        "name=c,socket=/c",
+    ];
+    let args: Vec<&str> = ports.iter().flat_map(|port| ["--port", port]).collect();
+    assert_eq!(
+        modes(run(&args).unwrap()),
+        [VlanMode::Access(100), trunk.clone(), VlanMode::Transparent]
+    );
+    let file = "[[port]]\nname = \"a\"\nsocket = \"/a\"\nvlan = 4094\n\
+                [[port]]\nname = \"b\"\nsocket = \"/b\"\ntrunk = \"30+10-12+4094\"\n";
+    assert_eq!(
+        modes(run_file(file, &[]).unwrap()),
+        [VlanMode::Access(4094), trunk]
+    );
+
+    let one = |option: &str| run(&["--port", &format!("{PORT},{option}"), "--nic", "e0"]);
+    for bad in ["vlan=0", "vlan=4095", "vlan=-1"] {
+        refused(one(bad), &["for `vlan` in", "1 to 4094"]);
+    }
+    for bad in [
+        "0", "4095", "10-", "-10", "20-10", "10++11", "+10", "a", "10-11-12", "1 0", "99999",
+    ] {
+        refused(one(&format!("trunk={bad}")), &[bad, "`trunk`", "10-20+30"]);
+    }
+    refused(one("vlan=1,trunk=2"), &["`vlan` and `trunk`"]);
+
+    // One address may be in two VLANs, which never meet.
+    let pair = |first: &str, second: &str| {
+        let mac = "mac=52:54:00:00:00:01";
+        let (a, b) = (
+            format!("name=a,socket=/a,{mac}{first}"),
+            format!("name=b,socket=/b,{mac}{second}"),
+        );
+        run(&["--port", &a, "--port", &b])
+    };
+    assert!(pair(",vlan=1", ",vlan=2").is_ok());
+    for (first, second) in [(",vlan=1", ",vlan=1"), (",vlan=1", ""), (",trunk=1", ",trunk=2")] {
+        refused(
+            pair(first, second),
+            &["`a` and `b`", "same MAC", "a VLAN of its own"],
+        );
+    }
 }

@@ -384,7 +384,7 @@ pub fn nics(report: &NicsReport) -> String {
 #[must_use]
 pub fn ports(report: &PortsReport) -> String {
     let mut table = Table::new(&[
-        "PORT", "STATE", "MAC", "MAC IS", ">PAIRS", ">MEMORY", "SOCKET", "FEATURES",
+        "PORT", "STATE", "MAC", "MAC IS", "VLAN", ">PAIRS", ">MEMORY", "SOCKET", "FEATURES",
     ]);
     for port in &report.ports {
         let origin = match (&port.mac, port.mac_configured) {
@@ -406,6 +406,7 @@ pub fn ports(report: &PortsReport) -> String {
             port.state.as_str().into(),
             port.mac.clone().unwrap_or_else(|| "-".into()),
             origin.into(),
+            port.vlan.clone(),
             format!("{}/{}", port.queue_pairs, port.max_queue_pairs),
             format!("{} MiB", port.memory_mib),
             port.socket.clone(),

@@ -347,6 +347,8 @@ pub struct PortReport {
     pub mac: Option<String>,
     /// Whether the MAC was configured rather than learned.
     pub mac_configured: bool,
+    /// The VLANs that the guest takes part in: `any`, `access 100` or `trunk 10-20+30`.
+    pub vlan: String,
     /// Most queue pairs that the guest may use.
     pub max_queue_pairs: u16,
     /// Queue pairs in use: both rings started and enabled.

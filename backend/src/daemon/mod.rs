@@ -169,6 +169,7 @@ impl Daemon {
                 state,
                 endpoint_text(&config.endpoint),
                 config.mac,
+                config.vlan.clone(),
                 device,
                 entrance,
             );
@@ -316,14 +317,14 @@ impl Daemon {
     /// Decides on the first source address of a port without a configured one. Two ports may have proposed the same in
     /// different workers: the first to come here has it.
     fn learn(&mut self, at: usize, mac: Mac) {
-        let taken = self
-            .ports
-            .iter()
-            .any(|port| port.mac.is_some_and(|(owned, _)| owned == mac))
-            || self.nics.iter().any(|nic| nic.mac() == mac);
-        let Some(port) = self.ports.get_mut(at) else {
+        let Some(vlan) = self.ports.get(at).map(|port| &port.vlan) else {
             return;
         };
+        let taken =
+            self.ports.iter().any(|port| {
+                port.mac.is_some_and(|(owned, _)| owned == mac) && !port.vlan.is_apart_from(vlan)
+            }) || self.nics.iter().any(|nic| nic.mac() == mac);
+        let port = &mut self.ports[at];
         if port.mac.is_none() && !taken {
             info!(port = port.state.name, "learned the guest's address {mac}");
             port.mac = Some((mac, MacOrigin::Learned));

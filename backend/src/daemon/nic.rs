@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use tracing::{info, warn};
 use vnic_dataplane::counters::PerWorker;
-use vnic_dataplane::fabric::{Nic, NicQueue, NicState};
+use vnic_dataplane::fabric::{Nic, NicQueue, NicState, VlanMode};
 use vnic_dataplane::group::GroupTap;
 use vnic_dataplane::memory::frames::{CHUNK_SIZE, FrameMemory};
 use vnic_dataplane::program::{self, Program};
@@ -17,6 +17,7 @@ use vnic_lb::nics::{AliveSet, NicIndex};
 use crate::config::{AttachMode, Config, NicConfig, ZeroCopy};
 use crate::host::carrier::{CarrierWatch, Cause};
 use crate::host::interface::{Interface, check_nic};
+use crate::host::offload::Offloads;
 
 /// Frames of at most this many payload bytes fit one chunk, behind the headroom that the kernel keeps for XDP.
 const SINGLE_CHUNK_MTU: u32 = 3500;
@@ -64,6 +65,8 @@ pub(super) struct NicRuntime {
     pub(super) zero_copy: bool,
     pub(super) multi_buffer: bool,
     pub(super) last_change: Option<LastChange>,
+    /// Put back last of all, when nothing is received any more.
+    _offloads: Offloads,
 }
 
 /// The last time that a NIC died or came back.
@@ -83,7 +86,7 @@ pub(super) fn open_all(
     numbered
         .map(|(index, (nic, checked))| {
             let index = NicIndex::try_from(index).context("too many NICs")?;
-            NicRuntime::open(nic, checked, index, config.workers, memory)
+            NicRuntime::open(nic, checked, index, config, memory)
         })
         .collect()
 }
@@ -93,7 +96,7 @@ impl NicRuntime {
         config: &NicConfig,
         checked: Checked,
         index: NicIndex,
-        workers: usize,
+        daemon: &Config,
         memory: &Arc<FrameMemory>,
     ) -> Result<NicRuntime> {
         let Checked { interface, queues } = checked;
@@ -108,6 +111,8 @@ impl NicRuntime {
             AttachMode::Skb => program::AttachMode::Skb,
         };
         let mut program = Program::attach(interface.index, name, mode)?;
+        let needs_tags = daemon.ports.iter().any(|port| port.vlan != VlanMode::Transparent);
+        let offloads = Offloads::prepare(name, needs_tags)?;
         let (mut zero_copy, mut multi_buffer) = (true, true);
         let mut opened = Vec::new();
         for queue in 0..queues {
@@ -126,6 +131,15 @@ impl NicRuntime {
             opened.push(NicQueue::new(Box::new(rx), Box::new(tx)));
         }
         let group = GroupTap::open(interface.index, name)?;
+        if offloads.filters_vlans && needs_tags {
+            group.admit_everything()?;
+        } else if offloads.filters_vlans {
+            warn!(
+                nic = config.id,
+                "the NIC drops tagged frames of VLANs that the host has not joined: give the ports `vlan` or `trunk` if \
+                 their guests use tags"
+            );
+        }
         info!(
             nic = config.id,
             interface = name,
@@ -145,11 +159,13 @@ impl NicRuntime {
             state: Arc::new(NicState {
                 index,
                 id: config.id.clone(),
-                counters: PerWorker::new(workers),
+                counters: PerWorker::new(daemon.workers),
             }),
             mac: interface.mac,
             queues: opened.into(),
             group: Some(Mutex::new(group)),
+            // Generic XDP serves interfaces of every kind, with whatever the host's own stack sends through them.
+            partial_checksums: offloads.partial_checksums || program.mode() == program::AttachMode::Skb,
         });
         let config = config.clone();
         Ok(NicRuntime {
@@ -161,6 +177,7 @@ impl NicRuntime {
             zero_copy,
             multi_buffer,
             last_change: None,
+            _offloads: offloads,
         })
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tracing::{debug, info, warn};
-use vnic_dataplane::fabric::{Port, PortState, QueuePair, Ring};
+use vnic_dataplane::fabric::{Port, PortState, QueuePair, Ring, VlanMode};
 use vnic_dataplane::memory::frames::ChunkCache;
 use vnic_dataplane::virtq::SplitRing;
 use vnic_lb::mac::Mac;
@@ -76,6 +76,7 @@ pub(super) struct PortRuntime {
     pub(super) state: Arc<PortState>,
     pub(super) socket: String,
     pub(super) mac: Option<(Mac, MacOrigin)>,
+    pub(super) vlan: VlanMode,
     entrance: Entrance,
     connection: Option<Connection>,
     device: Device,
@@ -93,6 +94,7 @@ impl PortRuntime {
         state: Arc<PortState>,
         socket: String,
         mac: Option<Mac>,
+        vlan: VlanMode,
         device: Device,
         entrance: Entrance,
     ) -> PortRuntime {
@@ -101,6 +103,7 @@ impl PortRuntime {
             state,
             socket,
             mac: mac.map(|mac| (mac, MacOrigin::Configured)),
+            vlan,
             entrance,
             connection: None,
             device,
@@ -411,7 +414,7 @@ impl PortRuntime {
                 pair.rx = Some(Arc::clone(ring));
             }
         }
-        Port::new(Arc::clone(&self.state), self.mac.map(|(mac, _)| mac), pairs)
+        Port::new(Arc::clone(&self.state), self.mac.map(|(mac, _)| mac), pairs).on_vlans(self.vlan.clone())
     }
 }
 

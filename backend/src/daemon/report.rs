@@ -4,6 +4,7 @@ use std::sync::PoisonError;
 use std::time::Instant;
 
 use vnic_dataplane::counters::{DropCounters, DropReason, PerWorker};
+use vnic_dataplane::fabric::VlanMode;
 use vnic_dataplane::group::GroupCounters;
 use vnic_dataplane::nic::{NicRxCounters, NicTxCounters};
 use vnic_lb::balancer::SessionInfo;
@@ -216,6 +217,11 @@ fn port_report(port: &PortRuntime) -> PortReport {
         mac_configured: port
             .mac
             .is_some_and(|(_, origin)| origin == MacOrigin::Configured),
+        vlan: match &port.vlan {
+            VlanMode::Transparent => "any".to_owned(),
+            VlanMode::Access(id) => format!("access {id}"),
+            VlanMode::Trunk(listed) => format!("trunk {listed}"),
+        },
         max_queue_pairs: u16::try_from(view.pairs.len()).unwrap_or(u16::MAX),
         queue_pairs: u16::try_from(usable).unwrap_or(u16::MAX),
         features: features::names(port.device().features()),

@@ -8,11 +8,13 @@ mod mac_table;
 mod nic;
 mod port;
 mod slot;
+pub mod vlan;
 
 pub use mac_table::MacTable;
 pub use nic::{Nic, NicQueue, NicSender, NicState};
 pub use port::{Port, PortState, Proposal, QueuePair, Ring};
 pub use slot::{PutOutcome, Shared, Stock};
+pub use vlan::{VlanMode, VlanSet};
 
 use std::sync::Arc;
 
@@ -37,6 +39,8 @@ pub struct Fabric {
     pub nics: Box<[Arc<Nic>]>,
     /// Addresses of the ports.
     pub macs: MacTable,
+    /// Whether any port is not transparent: without one, nobody looks at tags.
+    pub vlan_aware: bool,
     /// Addresses of the NICs, which no port may take.
     pub nic_macs: Box<[Mac]>,
     /// For each worker, what it polls.
@@ -98,22 +102,42 @@ impl Fabric {
         let macs = MacTable::new(
             ports
                 .iter()
-                .filter_map(|port| Some((port.mac?, port.state.index))),
+                .filter_map(|port| Some((port.vlan.table_vlan(), port.mac?, port.state.index))),
         );
+        let vlan_aware = ports.iter().any(|port| port.vlan != VlanMode::Transparent);
         let nic_macs = nics.iter().map(|nic| nic.mac).collect();
         Fabric {
             generation,
             ports: ports.into(),
             nics: nics.into(),
             macs,
+            vlan_aware,
             nic_macs,
             shares: shares.into(),
         }
     }
 
-    /// Whether a guest may take `mac` as its own: a unicast address that no NIC and no other port has.
+    /// The port with this address that frames of `vlan` may reach.
     #[must_use]
-    pub fn may_learn(&self, mac: Mac) -> bool {
-        !mac.is_group() && !mac.is_zero() && self.macs.get(mac).is_none() && !self.nic_macs.contains(&mac)
+    pub fn port_of(&self, vlan: u16, mac: Mac) -> Option<PortIndex> {
+        if !self.vlan_aware {
+            return self.macs.get(mac_table::ANY_VLAN, mac);
+        }
+        self.macs.get(vlan, mac).or_else(|| {
+            let port = self.macs.get(mac_table::ANY_VLAN, mac)?;
+            self.ports
+                .get(usize::from(port))?
+                .vlan
+                .admits(vlan)
+                .then_some(port)
+        })
+    }
+
+    /// Whether the guest of `port` may take `mac` as its own: a unicast address that no NIC has, and no other port that it could
+    /// meet.
+    #[must_use]
+    pub fn may_learn(&self, port: &Port, mac: Mac) -> bool {
+        let taken = |other: &Port| other.mac == Some(mac) && !other.vlan.is_apart_from(&port.vlan);
+        !mac.is_group() && !mac.is_zero() && !self.nic_macs.contains(&mac) && !self.ports.iter().any(taken)
     }
 }

@@ -105,6 +105,9 @@ pub struct Nic {
     pub queues: Box<[NicQueue]>,
     /// Copies of frames to groups, which the XDP program leaves to the host; `None` for a NIC whose queues receive these too.
     pub group: Option<Mutex<GroupTap>>,
+    /// Senders behind it may leave checksums to a device that is not there (the other end of a veth is on this host): they are
+    /// completed here.
+    pub partial_checksums: bool,
 }
 
 impl Nic {

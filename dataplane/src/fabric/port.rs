@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use vmm_sys_util::eventfd::EventFd;
 use vnic_lb::mac::Mac;
 
-use super::{PortIndex, Shared};
+use super::{PortIndex, Shared, VlanMode};
 use crate::counters::{PairCounters, PerWorker, PortCounters};
 use crate::virtq::SplitRing;
 
@@ -119,6 +119,8 @@ pub struct Port {
     pub state: Arc<PortState>,
     /// Its address, once configured or learned.
     pub mac: Option<Mac>,
+    /// The VLANs that it takes part in.
+    pub vlan: VlanMode,
     /// Queue pairs, as many as the port may have.
     pub pairs: Box<[QueuePair]>,
     /// Positions in `pairs` whose `rx` is set: received frames are spread over these.
@@ -126,7 +128,7 @@ pub struct Port {
 }
 
 impl Port {
-    /// A port with the given running rings.
+    /// A port with the given running rings, transparent to VLANs.
     #[must_use]
     pub fn new(state: Arc<PortState>, mac: Option<Mac>, pairs: Vec<QueuePair>) -> Port {
         let rx_ready = pairs
@@ -138,9 +140,16 @@ impl Port {
         Port {
             state,
             mac,
+            vlan: VlanMode::default(),
             pairs: pairs.into(),
             rx_ready,
         }
+    }
+
+    /// The same port on these VLANs.
+    #[must_use]
+    pub fn on_vlans(self, vlan: VlanMode) -> Port {
+        Port { vlan, ..self }
     }
 
     /// The queue pair that a received frame of this flow goes to; `None` if no RX ring runs.

@@ -262,6 +262,42 @@ impl FrameMemory {
         self.segment_mut(frame.head)
     }
 
+    /// Lengthens the frame by `count` bytes in front of its first, out of the headroom; their content is undefined. `false`, and
+    /// nothing done, when there is not so much headroom left.
+    #[must_use]
+    pub fn push_front(&self, frame: &mut Frame, count: u16) -> bool {
+        self.check(frame);
+        let chunk = self.chunk(frame.head);
+        let (offset, len) = (
+            chunk.offset.load(Ordering::Relaxed),
+            chunk.len.load(Ordering::Relaxed),
+        );
+        let (Some(offset), Some(len)) = (offset.checked_sub(count), len.checked_add(count)) else {
+            return false;
+        };
+        chunk.offset.store(offset, Ordering::Relaxed);
+        chunk.len.store(len, Ordering::Relaxed);
+        frame.len += u32::from(count);
+        true
+    }
+
+    /// Shortens the frame by its first `count` bytes. `false`, and nothing done, when its first segment has not more than that.
+    #[must_use]
+    pub fn pull_front(&self, frame: &mut Frame, count: u16) -> bool {
+        self.check(frame);
+        let chunk = self.chunk(frame.head);
+        let len = chunk.len.load(Ordering::Relaxed);
+        if len <= count {
+            return false;
+        }
+        // Cannot overflow: the segment's bytes end inside its chunk.
+        let offset = chunk.offset.load(Ordering::Relaxed) + count;
+        chunk.offset.store(offset, Ordering::Relaxed);
+        chunk.len.store(len - count, Ordering::Relaxed);
+        frame.len -= u32::from(count);
+        true
+    }
+
     /// The segments in order, to be written in place.
     pub fn segments_mut<'a>(&'a self, frame: &'a mut Frame) -> impl Iterator<Item = &'a mut [u8]> {
         // Each index comes once: a chunk is in one frame, once.

@@ -5,6 +5,7 @@ use vnic_lb::parse::parse;
 
 use super::{BURST, Context};
 use crate::counters::DropReason;
+use crate::fabric::vlan::{TAG_LEN, TAG_OFFSET, tag_bytes};
 use crate::fabric::{
     Fabric, MAX_PORTS, MAX_QUEUE_PAIRS, Nic, NicSender, Port, PortIndex, PutOutcome, Ring, Shared,
 };
@@ -20,6 +21,10 @@ pub(super) struct Staged {
     /// Destinations whose hand-off ring must be looked at again, see [`PutOutcome::owing`].
     owing: Vec<usize>,
 }
+
+/// [`TAG_LEN`] as frame memory counts.
+const TAG_LEN_U16: u16 = 4;
+const _: () = assert!(TAG_LEN_U16 as usize == TAG_LEN);
 
 const FIRST_NIC: usize = MAX_PORTS * MAX_QUEUE_PAIRS;
 
@@ -54,8 +59,11 @@ impl Staged {
 
 impl Context {
     /// Stages a frame for a local port.
-    pub(super) fn stage(&mut self, fabric: &Fabric, destination: PortIndex, frame: Frame) {
+    pub(super) fn stage(&mut self, fabric: &Fabric, destination: PortIndex, mut frame: Frame) {
         let port = &fabric.ports[usize::from(destination)];
+        if port.vlan.is_access() {
+            self.pop_tag(&mut frame);
+        }
         match self.choose_pair(port, &frame) {
             Some(pair) => self.staged.port(destination, pair, frame),
             None => {
@@ -69,17 +77,28 @@ impl Context {
         }
     }
 
-    /// Stages a copy for every running port but `except`.
-    pub(super) fn stage_copies(&mut self, fabric: &Fabric, except: Option<PortIndex>, frame: &Frame) {
+    /// Stages a copy for every running port of `vlan` but `except`.
+    pub(super) fn stage_copies(
+        &mut self,
+        fabric: &Fabric,
+        except: Option<PortIndex>,
+        vlan: u16,
+        frame: &Frame,
+    ) {
         for port in &fabric.ports {
-            if Some(port.state.index) == except {
+            if Some(port.state.index) == except || fabric.vlan_aware && !port.vlan.admits(vlan) {
                 continue;
             }
             let Some(pair) = self.choose_pair(port, frame) else {
                 continue;
             };
             match self.memory.copy_of(&mut self.stock.chunks, frame) {
-                Some(copy) => self.staged.port(port.state.index, pair, copy),
+                Some(mut copy) => {
+                    if port.vlan.is_access() {
+                        self.pop_tag(&mut copy);
+                    }
+                    self.staged.port(port.state.index, pair, copy);
+                }
                 None => port
                     .state
                     .counters
@@ -87,6 +106,27 @@ impl Context {
                     .drops
                     .add(DropReason::NoChunk, 1),
             }
+        }
+    }
+
+    /// Puts the tag of `vlan` into an untagged frame; `false` when there is no room for it.
+    pub(super) fn push_tag(&self, frame: &mut Frame, vlan: u16) -> bool {
+        if !self.memory.push_front(frame, TAG_LEN_U16) {
+            return false;
+        }
+        let head = self.memory.head_mut(frame);
+        head.copy_within(TAG_LEN..TAG_LEN + TAG_OFFSET, 0);
+        head[TAG_OFFSET..TAG_OFFSET + TAG_LEN].copy_from_slice(&tag_bytes(vlan));
+        true
+    }
+
+    /// Takes the tag out of a tagged frame.
+    fn pop_tag(&self, frame: &mut Frame) {
+        let head = self.memory.head_mut(frame);
+        // Longer than that, or its tag would not have been seen.
+        if head.len() > TAG_OFFSET + TAG_LEN {
+            head.copy_within(..TAG_OFFSET, TAG_LEN);
+            let _ = self.memory.pull_front(frame, TAG_LEN_U16);
         }
     }
 

@@ -72,10 +72,15 @@ impl Context {
     }
 
     /// Stages one frame by its destination, or drops it.
-    fn route(&mut self, fabric: &Fabric, port: &Port, frame: Frame) {
+    fn route(&mut self, fabric: &Fabric, port: &Port, mut frame: Frame) {
         let head = self.memory.head(&frame);
         let Some((dst, src)) = addresses(head) else {
             return self.drop_from_guest(port, frame, DropReason::TooShort);
+        };
+        // First of all, so that no address is learned from a frame that may not pass.
+        let vlan = match switch::vlan_from_guest(fabric, port, head) {
+            Ok(vlan) => vlan,
+            Err(reason) => return self.drop_from_guest(port, frame, reason),
         };
         match switch::check_source(fabric, port, src) {
             Source::Own => {}
@@ -90,23 +95,27 @@ impl Context {
             },
             Source::Refused(reason) => return self.drop_from_guest(port, frame, reason),
         }
-        match switch::from_guest(fabric, port, dst) {
+        // From here on a frame of a VLAN has its tag, whatever the guest knows of it.
+        if port.vlan.is_access() && !self.push_tag(&mut frame, vlan) {
+            return self.drop_from_guest(port, frame, DropReason::TooLong);
+        }
+        match switch::from_guest(fabric, port, vlan, dst) {
             FromGuest::Port(destination) => self.stage(fabric, destination, frame),
             FromGuest::Uplink => {
                 self.observed.push(Observed {
-                    parsed: parse(head),
+                    parsed: parse(self.memory.head(&frame)),
                     frame_len: frame_len(&frame),
                 });
                 self.uplink.push(frame);
             }
-            FromGuest::Group => self.spread(fabric, port, frame),
+            FromGuest::Group => self.spread(fabric, port, vlan, frame),
             FromGuest::Drop(reason) => self.drop_from_guest(port, frame, reason),
         }
     }
 
-    /// A group frame: a copy to every other running port, and the frame itself to the one designated NIC.
-    fn spread(&mut self, fabric: &Fabric, port: &Port, frame: Frame) {
-        self.stage_copies(fabric, Some(port.state.index), &frame);
+    /// A group frame: a copy to every other running port of the VLAN, and the frame itself to the one designated NIC.
+    fn spread(&mut self, fabric: &Fabric, port: &Port, vlan: u16, frame: Frame) {
+        self.stage_copies(fabric, Some(port.state.index), vlan, &frame);
         if fabric.nics.is_empty() {
             return self.stock.chunks.free(frame);
         }

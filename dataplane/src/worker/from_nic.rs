@@ -7,6 +7,7 @@ use vnic_lb::parse::parse;
 
 use super::from_guest::{addresses, frame_len};
 use super::{BURST, Context};
+use crate::checksum::partial;
 use crate::counters::DropReason;
 use crate::fabric::{Fabric, Nic};
 use crate::memory::frames::Frame;
@@ -74,22 +75,29 @@ impl Context {
         self.deliver_staged(fabric);
     }
 
-    fn route_one(&mut self, fabric: &Fabric, nic: &Nic, frame: Frame) {
+    fn route_one(&mut self, fabric: &Fabric, nic: &Nic, mut frame: Frame) {
         let head = self.memory.head(&frame);
+        let vlan = switch::vlan_from_nic(fabric, head);
         let decision = match addresses(head) {
-            Some((dst, src)) => switch::from_nic(fabric, dst, src),
+            Some((dst, src)) => switch::from_nic(fabric, vlan, dst, src),
             None => FromNic::Drop(DropReason::TooShort),
         };
         match decision {
             FromNic::Port(port) => {
+                let parsed = parse(head);
+                if nic.partial_checksums
+                    && let Some((field, value)) = partial::missing(&parsed, self.memory.segments(&frame))
+                {
+                    self.memory.write(&mut frame, field, &value);
+                }
                 self.observed.push(Observed {
-                    parsed: parse(head),
+                    parsed,
                     frame_len: frame_len(&frame),
                 });
                 self.stage(fabric, port, frame);
             }
             FromNic::Group => {
-                self.stage_copies(fabric, None, &frame);
+                self.stage_copies(fabric, None, vlan, &frame);
                 self.stock.chunks.free(frame);
             }
             FromNic::Drop(reason) => {

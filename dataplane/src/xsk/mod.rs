@@ -4,6 +4,7 @@
 //! socket's own UMEM (not XDP_SHARED_UMEM: a shared bind forces the first socket's mode on all), and gives its
 //! two halves, [`XskRx`] and [`XskTx`]. Dropping both retires the queue: see [`retired`].
 
+pub mod ethtool;
 pub(crate) mod packet_ring;
 pub mod retired;
 mod ring;

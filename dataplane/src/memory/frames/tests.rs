@@ -68,6 +68,32 @@ fn frames_of_every_size_hold_their_bytes() {
 }
 
 #[test]
+fn a_frame_grows_and_shrinks_in_front() {
+    let memory = FrameMemory::new(64).unwrap();
+    let mut chunks = ChunkCache::new(memory.clone());
+    for len in [1, 60, 1514, 3840, 9014] {
+        let bytes = pattern(len, 3);
+        let mut frame = frame_of(&mut chunks, &bytes);
+        assert!(memory.push_front(&mut frame, 4));
+        memory.write(&mut frame, 0, b"tag!");
+        assert_eq!(bytes_of(&memory, &frame), [b"tag!", &bytes[..]].concat());
+        assert_eq!(frame.len(), len + 4);
+        assert!(memory.pull_front(&mut frame, 4));
+        assert_eq!(bytes_of(&memory, &frame), bytes);
+        assert_eq!(frame.len(), len);
+        chunks.free(frame);
+    }
+    let mut frame = frame_of(&mut chunks, &pattern(60, 0));
+    assert!(!memory.pull_front(&mut frame, 60), "nothing would be left");
+    let pushes = (0..u16::MAX).take_while(|_| memory.push_front(&mut frame, 4));
+    let room = 4 * pushes.count();
+    assert!((HEADROOM..CHUNK_SIZE).contains(&room), "{room}");
+    assert_eq!(frame.len(), 60 + room);
+    chunks.free(frame);
+    assert_eq!(memory.state_errors(), 0);
+}
+
+#[test]
 fn running_out_in_the_middle_of_a_frame_gives_back_what_was_taken() {
     let memory = FrameMemory::new(3).unwrap();
     let mut chunks = ChunkCache::new(memory.clone());
