@@ -6,21 +6,23 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-Usage: qemu/build-guest-image.sh [--agent BINARY] [--force] [--refresh-kernel]
+Usage: qemu/build-guest-image.sh [--newest] [--agent BINARY] [--force] [--refresh-kernel]
 
+  --newest           with the newest kernel that Debian has (trixie-backports), instead of this machine's release's
   --agent BINARY     a static guest agent (default: built here, with cargo, in target/guest)
   --force            build the initramfs even if no input changed
   --refresh-kernel   look for a newer kernel package instead of using the one in the cache
 
 Environment:
-  VNIC_CACHE         the cache directory (default: .cache/guest in the source tree)
+  VNIC_CACHE         the cache directory (default: .cache/guest in the source tree, .cache/newest with --newest)
 
 Prints the paths of the kernel and the initramfs when they are ready.
 TEXT
 }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cache=${VNIC_CACHE:-$root/.cache/guest}
+cache=""
+newest=no
 agent=""
 force=no
 refresh=no
@@ -31,6 +33,7 @@ while [ $# -gt 0 ]; do
             agent=$2
             shift
             ;;
+        --newest) newest=yes ;;
         --force) force=yes ;;
         --refresh-kernel) refresh=yes ;;
         -h | --help) usage; exit 0 ;;
@@ -38,6 +41,9 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
+
+if [ "$newest" = yes ]; then cache=$root/.cache/newest; else cache=$root/.cache/guest; fi
+cache=${VNIC_CACHE:-$cache}
 
 say() { printf 'guest image: %s\n' "$*" >&2; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
@@ -62,30 +68,63 @@ trap 'rm -rf "$work"' EXIT
 # apt downloads as its own user where it can.
 chmod 755 "$work"
 
+# With --newest apt works in a directory of its own, on one more suite of the mirror that this machine uses, so that neither the
+# machine's package lists nor its choice of packages change.
+apt_options=()
+private_apt() {
+    local mirror state=$cache/apt
+    mirror=$(apt-get indextargets --format '$(SITE)|$(RELEASE)' 'Created-By: Packages' | grep -v -e security -e updates |
+        sed -n 's/|.*//p' | head -n 1)
+    [ -n "$mirror" ] || fail "apt knows no Debian mirror: is there one in /etc/apt/sources.list.d?"
+    mkdir -p "$state"/state/lists/partial "$state"/cache/archives/partial
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie-backports main" >"$state/sources.list"
+    apt_options=(-o "Dir::Etc::sourcelist=$state/sources.list" -o Dir::Etc::sourceparts=/dev/null
+        -o "Dir::State=$state/state" -o Dir::State::status=/dev/null -o "Dir::Cache=$state/cache"
+        -o Acquire::Languages=none -o APT::Sandbox::User=root)
+    timeout 300 apt-get "${apt_options[@]}" update -qq </dev/null >&2 || fail "apt-get update failed: check the network"
+}
+
+# What a package depends on, by the beginning of the names.
+dependencies() { # package, beginning
+    apt-cache "${apt_options[@]+"${apt_options[@]}"}" depends "$1" 2>/dev/null |
+        sed -n "s/^ *Depends: \\($2[^ ]*\\).*/\\1/p"
+}
+
+# The packages that hold the kernel and its modules: one, or two since Debian split them.
 resolve_kernel() {
-    apt-cache depends linux-image-cloud-amd64 2>/dev/null |
-        sed -n 's/^ *Depends: \(linux-image-[0-9][^ ]*\).*/\1/p' | head -n 1
+    local image
+    image=$(dependencies linux-image-cloud-amd64 'linux-image-[0-9]' | head -n 1)
+    [ -n "$image" ] || return 0
+    { dependencies "$image" 'linux-binary-[0-9]'; dependencies "$image" 'linux-modules-[0-9]'; } >"$work/split"
+    if [ -s "$work/split" ]; then cat "$work/split"; else echo "$image"; fi
 }
 
 if [ "$refresh" = yes ] || [ ! -s "$cache/vmlinuz" ] || [ ! -s "$cache/kernel-package" ] || [ ! -d "$cache/modules" ]; then
-    package=$(resolve_kernel)
-    if [ -z "$package" ]; then
+    if [ "$newest" = yes ]; then private_apt; fi
+    mapfile -t packages < <(resolve_kernel)
+    if [ "${#packages[@]}" -eq 0 ] && [ "$newest" = no ]; then
         say "refreshing the package lists"
         timeout 300 apt-get update -qq </dev/null >&2 || fail "apt-get update failed: check the network"
-        package=$(resolve_kernel)
+        mapfile -t packages < <(resolve_kernel)
     fi
-    [ -n "$package" ] || fail "no package linux-image-cloud-amd64: is this Debian with its main archive in sources.list?"
-    say "downloading $package (about 27 MB, once)"
-    download() { (cd "$work" && timeout 600 apt-get download -qq "$package" </dev/null >&2); }
+    [ "${#packages[@]}" -gt 0 ] ||
+        fail "no package linux-image-cloud-amd64: is this Debian with its main archive in sources.list?"
+    say "downloading ${packages[*]} (about 30 MB, once)"
+    download() {
+        (cd "$work" &&
+            timeout 600 apt-get "${apt_options[@]+"${apt_options[@]}"}" download -qq "${packages[@]}" </dev/null >&2)
+    }
     # Old package lists name versions that the archive no longer has.
-    download || { timeout 300 apt-get update -qq </dev/null >&2 && download; } ||
-        fail "cannot download $package: check the network and /etc/apt/sources.list"
-    dpkg-deb -x "$work"/linux-image-*.deb "$work/kernel"
-    kernel_image=$(find "$work/kernel/boot" -name 'vmlinuz-*' | head -n 1)
-    [ -n "$kernel_image" ] || fail "$package holds no boot/vmlinuz-*"
-    version=${kernel_image##*/vmlinuz-}
+    download || { [ "$newest" = no ] && timeout 300 apt-get update -qq </dev/null >&2 && download; } ||
+        fail "cannot download ${packages[*]}: check the network and /etc/apt/sources.list"
+    for package in "$work"/linux-*.deb; do dpkg-deb -x "$package" "$work/kernel"; done
+    kernel_image=$(find "$work/kernel" -name 'vmlinuz*' | head -n 1)
+    [ -n "$kernel_image" ] || fail "${packages[*]} hold no vmlinuz"
+    # Newer packages keep it among the modules, which are moved away.
+    mv "$kernel_image" "$work/vmlinuz"
+    version=$(find "$work/kernel" -path '*/lib/modules/*' -prune -printf '%f\n' | head -n 1)
     modules=$(find "$work/kernel" -type d -path "*/lib/modules/$version" | head -n 1)
-    [ -n "$modules" ] || fail "$package holds no modules for $version"
+    [ -n "$modules" ] || fail "${packages[*]} hold no modules for $version"
     find "$modules" -name '*.ko.xz' -exec xz -d {} +
     find "$modules" -name '*.ko.zst' -exec zstd -q -d --rm {} +
     mkdir -p "$work/depmod/lib/modules"
@@ -113,9 +152,9 @@ if [ "$refresh" = yes ] || [ ! -s "$cache/vmlinuz" ] || [ ! -s "$cache/kernel-pa
     done
     rm -rf "$cache/modules"
     mv "$cache/modules.new" "$cache/modules"
-    cp "$kernel_image" "$cache/vmlinuz.new"
+    cp "$work/vmlinuz" "$cache/vmlinuz.new"
     mv "$cache/vmlinuz.new" "$cache/vmlinuz"
-    basename "$work"/linux-image-*.deb >"$cache/kernel-package"
+    basename -a "$work"/linux-*.deb | paste -sd ' ' >"$cache/kernel-package"
     say "kernel $version with modules $(tr '\n' ' ' <"$cache/modules/order")"
 fi
 
@@ -127,7 +166,7 @@ if [ -z "$agent" ]; then
     say "building the guest agent (static)"
     # Its own target directory, and --target, so that the static flag reaches neither build scripts nor other builds.
     CARGO_PROFILE_DEV_DEBUG=0 RUSTFLAGS="-C target-feature=+crt-static" \
-        cargo build --quiet --manifest-path "$root/Cargo.toml" --package vnic-tests --bin vnic-guest-agent \
+        cargo build --quiet --manifest-path "$root/Cargo.toml" --package vnic-tests --bin vnic-guest-agent --no-default-features \
         --target "$target" --target-dir "${CARGO_TARGET_DIR:-$root/target}/guest" </dev/null >&2 ||
         fail "the guest agent does not build (see above)"
     agent=${CARGO_TARGET_DIR:-$root/target}/guest/$target/debug/vnic-guest-agent

@@ -100,7 +100,11 @@ impl Rig {
         });
     }
 
-    fn finish(self) {
+    fn finish(mut self) {
+        // A nearly full ring is topped up only now and then.
+        for _ in 0..64 {
+            self.rx.refill(&mut self.chunks);
+        }
         let Rig {
             memory,
             chunks,

@@ -7,6 +7,8 @@ pub mod agent;
 pub mod binaries;
 pub mod daemon;
 pub mod fabric;
+#[cfg(feature = "front-end")]
+pub mod frontend;
 pub mod lag;
 pub mod lock;
 pub mod netns;
@@ -15,3 +17,5 @@ pub mod qemu;
 pub mod scene;
 pub mod sys;
 pub mod traffic;
+#[cfg(feature = "front-end")]
+pub mod vm_host;

@@ -41,6 +41,12 @@ pub struct GuestOptions {
     pub vnics: Vec<Vnic>,
     /// Virtual CPUs.
     pub cpus: u32,
+    /// Another kernel and initramfs than the small guest's.
+    pub image: Option<(PathBuf, PathBuf)>,
+    /// Guest memory, as QEMU takes it.
+    pub memory: String,
+    /// The network namespace that QEMU runs in.
+    pub namespace: Option<String>,
     /// Further arguments for QEMU.
     pub arguments: Vec<String>,
 }
@@ -53,6 +59,9 @@ impl GuestOptions {
             name: name.to_owned(),
             vnics,
             cpus: 2,
+            image: None,
+            memory: "256M".to_owned(),
+            namespace: None,
             arguments: Vec::new(),
         }
     }
@@ -120,7 +129,18 @@ impl Guest {
         let accelerator = prepare()?;
         let file = |ending: &str| folder.join(format!("{}.{ending}", options.name));
         let (console, socket, log) = (file("console"), file("agent"), file("qemu"));
-        let mut command = Program::new(source_root().join("qemu/launch.sh"));
+        let script = source_root().join("qemu/launch.sh");
+        let mut command = match &options.namespace {
+            None => Program::new(script),
+            Some(namespace) => {
+                let mut command = Program::new("ip");
+                command.args(["netns", "exec", namespace]).arg(script);
+                command
+            }
+        };
+        if let Some((kernel, initrd)) = &options.image {
+            command.arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
+        }
         command.args([
             "--accel",
             &accelerator,
@@ -128,6 +148,8 @@ impl Guest {
             &options.name,
             "--smp",
             &options.cpus.to_string(),
+            "--memory",
+            &options.memory,
         ]);
         command.arg("--console").arg(&console).arg("--agent").arg(&socket);
         for vnic in &options.vnics {

@@ -81,6 +81,9 @@ impl Daemon {
         cpus::check(&config.cpus)?;
         if !config.nics.is_empty() {
             kernel::check_af_xdp()?;
+            if let Some(lacking) = kernel::lacks() {
+                tracing::info!("{lacking}");
+            }
         }
         // Blocked before any thread starts, so that all inherit it and only the signalfd hears of them.
         let mask: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();

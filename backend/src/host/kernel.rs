@@ -35,9 +35,48 @@ fn check(protocols: &Path) -> Result<(), NoAfXdp> {
     })
 }
 
+/// What later kernels do better, by the version that brought it.
+const BETTER: &[((u32, u32), &str)] = &[
+    ((6, 6), "frames of several buffers: none above 3.5 KB can pass"),
+    (
+        (6, 17),
+        "more than 32 frames sent with a system call where a NIC is driven in copy mode",
+    ),
+];
+
+/// What this kernel lacks beside a newer one, as one line for the log; `None` if nothing that matters here.
+pub fn lacks() -> Option<String> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    lacking(release.trim())
+}
+
+fn lacking(release: &str) -> Option<String> {
+    let mut numbers = release
+        .split(|letter: char| !letter.is_ascii_digit())
+        .map_while(|number| number.parse().ok());
+    let version: (u32, u32) = (numbers.next()?, numbers.next()?);
+    let missing: Vec<String> = BETTER
+        .iter()
+        .filter(|(since, _)| version < *since)
+        .map(|((major, minor), what)| format!("{what} (from {major}.{minor} on)"))
+        .collect();
+    (!missing.is_empty()).then(|| format!("this kernel lacks {}", missing.join("; ")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn old_kernels_are_told_from_new_ones() {
+        let old = lacking("6.1.0-56-cloud-amd64").unwrap();
+        assert!(old.contains("6.6") && old.contains("6.17"), "{old}");
+        let middle = lacking("6.12.9").unwrap();
+        assert!(!middle.contains("6.6") && middle.contains("6.17"), "{middle}");
+        for none in ["7.3.4+deb13-cloud-amd64", "6.17.8", "strange"] {
+            assert_eq!(lacking(none), None);
+        }
+    }
 
     #[test]
     fn a_kernel_without_it_is_named() {

@@ -92,6 +92,11 @@ impl<T: Copy> Producer<T> {
         })
     }
 
+    /// Entries of the ring.
+    pub(super) fn size(&self) -> u32 {
+        self.parts.size
+    }
+
     /// Entries that can be written; looks at the consumer's index only if fewer than `wanted` are known to be free.
     pub(super) fn free(&mut self, wanted: u32) -> u32 {
         let mut free = self.free_known();

@@ -12,6 +12,8 @@ use crate::nic::{NicTx, NicTxCounters};
 
 /// Most kicks of one [`NicTx::flush`]: a kernel whose budget cannot be raised sends 32 descriptors a kick.
 const MAX_KICKS: u32 = 8;
+/// Quiet flushes (the kernel has taken every descriptor) between two kicks for completions that a zero-copy driver still owes.
+const REMIND_EVERY: u32 = 64;
 
 /// The sending half of a NIC queue's socket.
 pub struct XskTx {
@@ -19,6 +21,8 @@ pub struct XskTx {
     tx: Producer<libc::xdp_desc>,
     completion: Consumer<u64>,
     in_flight: usize,
+    /// Flushes since the last kick at which only completions were missing.
+    quiet: u32,
     counters: NicTxCounters,
     info: XskInfo,
     socket: Arc<Socket>,
@@ -35,6 +39,7 @@ impl XskTx {
             tx,
             completion,
             in_flight: 0,
+            quiet: 0,
             counters: NicTxCounters::default(),
             info,
             socket,
@@ -61,12 +66,24 @@ impl XskTx {
         self.in_flight += given as usize;
     }
 
-    /// Whether the kernel has something to do for us and asks to be told.
-    fn wants_kick(&mut self) -> bool {
+    /// Whether the kernel has something to do for us and asks to be told. `unconsumed`: descriptors that it has not taken.
+    fn wants_kick(&mut self, unconsumed: u32) -> bool {
+        if unconsumed > 0 {
+            self.quiet = 0;
+            return self.tx.needs_wakeup();
+        }
         // In copy mode the kernel works on descriptors only while we kick, and completions come by themselves. A zero-copy driver may
-        // need a kick to return completions, too.
-        let work = self.tx.unconsumed() > 0 || (self.info.zerocopy && self.in_flight > 0);
-        work && self.tx.needs_wakeup()
+        // need a kick to return completions, too, but many leave the flag set all the time: a kick for each flush would be a system
+        // call for each turn while anything is on the wire.
+        if !self.info.zerocopy || self.in_flight == 0 {
+            return false;
+        }
+        self.quiet += 1;
+        if self.quiet < REMIND_EVERY {
+            return false;
+        }
+        self.quiet = 0;
+        self.tx.needs_wakeup()
     }
 }
 
@@ -95,7 +112,7 @@ impl NicTx for XskTx {
         for _ in 0..MAX_KICKS {
             let unconsumed = self.tx.unconsumed();
             // No progress since the last kick: try again with the next flush.
-            if unconsumed == left || !self.wants_kick() {
+            if unconsumed == left || !self.wants_kick(unconsumed) {
                 return;
             }
             left = unconsumed;
