@@ -15,3 +15,4 @@ pub mod qemu;
 pub mod scene;
 pub mod sys;
 pub mod traffic;
+pub mod unit;

@@ -46,7 +46,8 @@ pub(super) struct Cli {
     /// One port: name=NAME,socket=PATH[,mac=MAC][,queues=N]; may be repeated
     ///
     /// mac: the guest's address; without it, the first acceptable source address that the guest sends is learned and
-    /// kept. queues: the most queue pairs that the guest may use, 1 to 8 [default: 8].
+    /// kept. queues: the most queue pairs that the guest may use, 1 to 8 [default: 8]. socket=activation: the socket comes
+    /// from systemd under the port's name (FileDescriptorName=); with no port configured, each such socket is a port.
     /// Example: --port name=web,socket=/run/vnic/web.sock,mac=52:54:00:12:34:56,queues=2
     #[arg(long = "port", value_name = "OPTIONS", help_heading = "Ports")]
     pub ports: Vec<String>,

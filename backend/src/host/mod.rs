@@ -6,5 +6,6 @@ pub mod cpus;
 pub mod hash_key;
 pub mod interface;
 pub mod kernel;
+pub mod notify;
 pub mod privileges;
 pub mod socket;
