@@ -30,6 +30,8 @@ pub struct Activation {
     pub namespace: Option<String>,
     /// With the rights of vnicd.service, as an unprivileged user.
     pub confined: bool,
+    /// But without this capability.
+    pub without: Option<String>,
     /// vnicd's arguments.
     pub arguments: Vec<String>,
 }
@@ -105,7 +107,7 @@ impl UnitDaemon {
             .arg(format!("--setenv=NOTIFY_SOCKET={}", notify.display()))
             .arg("--setenv=RUST_BACKTRACE=1");
         if activation.confined {
-            command.args(confinement()?);
+            command.args(confinement(activation.without.as_deref())?);
         }
         command
             .arg(vnicd)
@@ -208,11 +210,12 @@ pub fn unit_setting(unit: &str, key: &str) -> Result<String> {
 }
 
 /// A command prefix that gives what follows the rights of vnicd.service, as user and group 65534.
-fn confinement() -> Result<Vec<String>> {
+fn confinement(without: Option<&str>) -> Result<Vec<String>> {
     let set = |key: &str| -> Result<String> {
         let names = unit_setting("vnicd.service", key)?;
         let added: Vec<String> = names
             .split_whitespace()
+            .filter(|name| Some(*name) != without)
             .map(|name| format!("+{}", name.trim_start_matches("CAP_").to_lowercase()))
             .collect();
         Ok(format!("-all,{}", added.join(",")))
