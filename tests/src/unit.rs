@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::binaries::{binary, source_root};
 use crate::netns::Netns;
-use crate::process::{Process, tail, wait_for};
+use crate::process::{Process, run, tail, wait_for};
 
 /// How long vnicd may take until it says that it is ready.
 const READY_LIMIT: Duration = Duration::from_secs(20);
@@ -209,27 +209,37 @@ pub fn unit_setting(unit: &str, key: &str) -> Result<String> {
     }
 }
 
-/// A command prefix that gives what follows the rights of vnicd.service, as user and group 65534.
+/// Whether LimitMEMLOCK=infinity can be had here, which takes CAP_SYS_RESOURCE (or a hard limit that is infinite already).
+#[must_use]
+pub fn can_unlimit_memlock() -> bool {
+    run(Command::new("prlimit").args(["--memlock=unlimited:unlimited", "true"])).is_ok()
+}
+
+/// A command prefix that gives what follows the rights of vnicd.service, as user and group 65534. Where the limit on locked memory cannot be
+/// raised, CAP_IPC_LOCK stands in for it: the kernel asks for either one, in the same places.
 fn confinement(without: Option<&str>) -> Result<Vec<String>> {
+    anyhow::ensure!(unit_setting("vnicd.service", "LimitMEMLOCK")? == "infinity");
+    let unlimited = can_unlimit_memlock();
     let set = |key: &str| -> Result<String> {
         let names = unit_setting("vnicd.service", key)?;
-        let added: Vec<String> = names
+        let mut set = "-all".to_owned();
+        for name in names
             .split_whitespace()
-            .filter(|name| Some(*name) != without)
-            .map(|name| format!("+{}", name.trim_start_matches("CAP_").to_lowercase()))
-            .collect();
-        Ok(format!("-all,{}", added.join(",")))
+            .chain((!unlimited).then_some("CAP_IPC_LOCK"))
+        {
+            if Some(name) != without {
+                set.push_str(",+");
+                set.push_str(&name.trim_start_matches("CAP_").to_lowercase());
+            }
+        }
+        Ok(set)
     };
     let (ambient, bounding) = (set("AmbientCapabilities")?, set("CapabilityBoundingSet")?);
-    let limit = match unit_setting("vnicd.service", "LimitMEMLOCK")?.as_str() {
-        "infinity" => "unlimited".to_owned(),
-        bytes => bytes.to_owned(),
-    };
-    let files = unit_setting("vnicd.service", "LimitNOFILE")?;
-    Ok([
-        "prlimit".to_owned(),
-        format!("--memlock={limit}:{limit}"),
-        format!("--nofile={files}:{files}"),
+    let mut command: Vec<String> = Vec::new();
+    if unlimited {
+        command.extend(["prlimit", "--memlock=unlimited:unlimited"].map(str::to_owned));
+    }
+    command.extend([
         "setpriv".to_owned(),
         "--reuid=65534".to_owned(),
         "--regid=65534".to_owned(),
@@ -239,6 +249,6 @@ fn confinement(without: Option<&str>) -> Result<Vec<String>> {
         format!("--bounding-set={bounding}"),
         "--no-new-privs".to_owned(),
         "--pdeathsig=KILL".to_owned(),
-    ]
-    .into())
+    ]);
+    Ok(command)
 }
