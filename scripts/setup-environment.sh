@@ -50,9 +50,10 @@ if [ "$check_only" = no ] && [ "$(id -u)" -ne 0 ]; then
 fi
 
 # Which package serves what: the build (a C linker for crates, clang and BPF headers for the XDP program), the guest
-# (QEMU, busybox, cpio, xz, zstd), and the tests (ip, ethtool).
+# (QEMU, busybox, cpio, xz, zstd), and the tests (ip, ethtool; systemd for systemd-socket-activate and systemd-analyze;
+# libvirt for the domain that a real libvirtd starts, by hand and in a folder of the test: no service of it is needed).
 packages="build-essential clang llvm libbpf-dev qemu-system-x86 busybox-static cpio xz-utils zstd iproute2
-    iputils-ping ethtool util-linux ca-certificates"
+    iputils-ping ethtool util-linux ca-certificates systemd libvirt-daemon libvirt-clients libvirt-daemon-driver-qemu"
 
 echo "Packages"
 to_install=""

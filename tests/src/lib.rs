@@ -19,3 +19,4 @@ pub mod sys;
 pub mod traffic;
 #[cfg(feature = "front-end")]
 pub mod vm_host;
+pub mod unit;

@@ -6,12 +6,14 @@ use vnic_dataplane::fabric::vlan::{MAX_VLAN, VlanMode, VlanSet};
 use vnic_lb::MAX_NICS;
 use vnic_lb::mac::Mac;
 
+use super::activation;
 use super::error::ConfigError;
 use super::raw::{Given, Raw, RawNic, RawPort};
 use super::{
     Algorithm, AttachMode, Config, DEFAULT_CONTROL, DEFAULT_SESSIONS, DEFAULT_STATE_DIR, Endpoint, MAX_PORTS,
     MAX_QUEUE_PAIRS, MAX_WORKERS, NicConfig, PollMode, PortConfig, Topology, ZeroCopy,
 };
+use crate::host::activation::Activated;
 
 /// Bytes of a Unix socket's path without its ending zero (`sun_path`, unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
@@ -25,12 +27,12 @@ const MAX_WEIGHT: u32 = 10_000;
 const MAX_CPUS: usize = 1024;
 
 /// Checks everything that can be checked without a look at the host.
-pub(super) fn check(raw: Raw) -> Result<Config, ConfigError> {
+pub(super) fn check(raw: Raw, activated: &Activated) -> Result<Config, ConfigError> {
     let control = raw
         .control
         .unwrap_or_else(|| Given::new(DEFAULT_CONTROL.into(), "the control socket"));
     check_socket_path("the control socket", &control.value)?;
-    let ports = ports(raw.socket_path, raw.fd, &raw.ports)?;
+    let ports = activation::ports(raw.socket_path, raw.fd, raw.ports, activated)?;
     if let Some(port) = ports
         .iter()
         .find(|port| port.endpoint == Endpoint::Socket(control.value.clone()))
@@ -72,10 +74,11 @@ pub(super) fn check(raw: Raw) -> Result<Config, ConfigError> {
     })
 }
 
-fn ports(
+pub(super) fn ports(
     socket_path: Option<Given<PathBuf>>,
     fd: Option<Given<i64>>,
     listed: &[RawPort],
+    activated: &Activated,
 ) -> Result<Vec<PortConfig>, ConfigError> {
     let short = match (&socket_path, &fd) {
         (Some(_), Some(_)) => return Err(ConfigError::SocketPathAndFd),
@@ -98,7 +101,7 @@ fn ports(
             fd: fd.map(|given| given.value),
             ..RawPort::default()
         };
-        return Ok(vec![port(&only)?]);
+        return Ok(vec![port(&only, activated)?]);
     }
     if listed.is_empty() {
         return Err(ConfigError::NoPort);
@@ -111,7 +114,7 @@ fn ports(
     }
     let mut ports: Vec<PortConfig> = Vec::with_capacity(listed.len());
     for raw in listed {
-        let new = port(raw)?;
+        let new = port(raw, activated)?;
         for earlier in &ports {
             if earlier.name == new.name {
                 return Err(ConfigError::DuplicatePortName { name: new.name });
@@ -137,7 +140,7 @@ fn ports(
     Ok(ports)
 }
 
-fn port(raw: &RawPort) -> Result<PortConfig, ConfigError> {
+fn port(raw: &RawPort, activated: &Activated) -> Result<PortConfig, ConfigError> {
     let origin = &raw.origin;
     let missing = |key, example| ConfigError::MissingKey {
         origin: origin.clone(),
@@ -152,6 +155,7 @@ fn port(raw: &RawPort) -> Result<PortConfig, ConfigError> {
         });
     }
     let endpoint = match (&raw.socket, raw.fd) {
+        (Some(path), _) if path.as_os_str() == activation::WORD => activation::endpoint(&name, activated)?,
         (Some(path), _) => {
             check_socket_path(&format!("port `{name}`"), path)?;
             Endpoint::Socket(path.clone())

@@ -49,6 +49,8 @@ pub(super) struct Cli {
     /// kept. queues: the most queue pairs that the guest may use, 1 to 8 [default: 8].
     /// vlan: the guest knows of no tags and is in this VLAN (an access port). trunk: only frames with these tags pass, as in
     /// trunk=10-20+30. Without either every frame passes as it is, with any tag or none.
+    /// socket=activation: the socket comes from systemd under the port's name (FileDescriptorName=); with no port configured,
+    /// each such socket is a port.
     /// Example: --port name=web,socket=/run/vnic/web.sock,mac=52:54:00:12:34:56,queues=2
     #[arg(long = "port", value_name = "OPTIONS", help_heading = "Ports")]
     pub ports: Vec<String>,

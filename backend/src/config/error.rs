@@ -12,7 +12,7 @@ use vnic_lb::mac::{Mac, MacParseError};
 pub enum ConfigError {
     #[error(
         "no port is configured: give `--socket-path /run/vnic/vm.sock` for one guest, or \
-         `--port name=vm,socket=/run/vnic/vm.sock` once for each guest"
+         `--port name=vm,socket=/run/vnic/vm.sock` once for each guest, or start vnicd through .socket units"
     )]
     NoPort,
     #[error(
@@ -92,6 +92,20 @@ pub enum ConfigError {
          as in 10-20+30"
     )]
     BadTrunk { origin: String, list: String },
+        "port `{port}` has `socket=activation`, but no socket was handed over under that name ({found}): start vnicd through \
+         a .socket unit with `FileDescriptorName={port}` (such as vnicd@{port}.socket), or give the port a path"
+    )]
+    NotActivated { port: String, found: String },
+    #[error(
+        "a socket was handed over under the name `{name}`, but no port of that name has `socket=activation` \
+         (those that have: {ports}): stop and disable its .socket unit, or add `--port name={name},socket=activation`"
+    )]
+    UnexpectedSocket { name: String, ports: String },
+    #[error(
+        "two sockets were handed over under the name `{name}`, and a port has one: a .socket unit gives all its \
+         `ListenStream=` the same name, so use one unit for each port (such as vnicd@{name}.socket)"
+    )]
+    DuplicateActivated { name: String },
     #[error("two ports are named `{name}`: give each its own name")]
     DuplicatePortName { name: String },
     #[error("ports `{first}` and `{second}` have the same socket {}: give each its own path", .path.display())]

@@ -4,9 +4,11 @@
 //! host; what the host says about NICs and privileges is checked by [`crate::host`].
 //!
 //! Precedence, per option: the command line, then the environment (`LB_ALGORITHM` only), then the file, then the
-//! default. Ports and NICs are lists: one `--port`, `--socket-path` or `--fd` on the command line replaces all the
+//! default. Sockets that came by socket activation belong to the ports with `socket=activation` by their names; if no port is
+//! configured at all, each becomes a port. Ports and NICs are lists: one `--port`, `--socket-path` or `--fd` on the command line replaces all the
 //! file's ports, and one `--nic` all the file's NICs.
 
+mod activation;
 mod check;
 mod cli;
 mod error;
@@ -25,6 +27,7 @@ use clap::Parser as _;
 use vnic_dataplane::fabric::VlanMode;
 use vnic_lb::mac::Mac;
 
+use crate::host::activation::{Activated, ActivationError};
 pub use error::ConfigError;
 
 /// Where the control socket is unless `--control` says otherwise.
@@ -91,6 +94,8 @@ pub enum Endpoint {
     Socket(PathBuf),
     /// A descriptor that the parent process left open: see [`crate::host::activation`].
     Fd(RawFd),
+    /// A listening socket that came by socket activation, under the port's name, as this descriptor.
+    Activated(RawFd),
 }
 
 /// One uplink.
@@ -210,6 +215,9 @@ pub enum ArgsError {
     /// A file or a combination of options that was refused.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Socket activation that contradicts itself.
+    #[error(transparent)]
+    Activation(#[from] ActivationError),
 }
 
 impl ArgsError {
@@ -223,8 +231,8 @@ impl ArgsError {
                 let _ = error.print();
                 u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
             }
-            ArgsError::Config(error) => {
-                eprintln!("vnicd: {error}");
+            ArgsError::Config(_) | ArgsError::Activation(_) => {
+                eprintln!("vnicd: {self}");
                 ExitCode::from(2)
             }
         }
@@ -240,11 +248,16 @@ where
     resolve(
         args,
         std::env::var("LB_ALGORITHM").ok().filter(|word| !word.is_empty()),
+        Activated::from_environment,
     )
 }
 
 /// [`from_args`] with the environment passed in, so that tests need not change the process's own.
-fn resolve<I, T>(args: I, lb_algorithm: Option<String>) -> Result<Action, ArgsError>
+fn resolve<I, T>(
+    args: I,
+    lb_algorithm: Option<String>,
+    activated: impl FnOnce() -> Result<Activated, ActivationError>,
+) -> Result<Action, ArgsError>
 where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
@@ -264,7 +277,7 @@ where
         from_env.lb = Some(raw::Given::new(word, "the environment variable LB_ALGORITHM"));
     }
     let raw = cli.into_raw()?.over(from_env).over(file);
-    Ok(Action::Run(Box::new(check::check(raw)?)))
+    Ok(Action::Run(Box::new(check::check(raw, &activated()?)?)))
 }
 
 /// The answer to `--print-capabilities`, as QEMU's `vhost-user.json` has it (`VHostUserBackendCapabilities`; a backend

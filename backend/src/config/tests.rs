@@ -11,8 +11,18 @@ fn run(args: &[&str]) -> Result<Config, ArgsError> {
 }
 
 fn run_with_env(args: &[&str], lb_algorithm: Option<&str>) -> Result<Config, ArgsError> {
+    run_with(args, lb_algorithm, &Activated::default())
+}
+
+fn run_activated(args: &[&str], names: &[&str]) -> Result<Config, ArgsError> {
+    let sockets = names.iter().map(|name| (*name).to_owned()).zip(3..).collect();
+    let meant_for = None;
+    run_with(args, None, &Activated { sockets, meant_for })
+}
+
+fn run_with(args: &[&str], lb_algorithm: Option<&str>, activated: &Activated) -> Result<Config, ArgsError> {
     let args = std::iter::once("vnicd").chain(args.iter().copied());
-    match resolve(args, lb_algorithm.map(str::to_owned))? {
+    match resolve(args, lb_algorithm.map(str::to_owned), || Ok(activated.clone()))? {
         Action::Run(config) => Ok(*config),
         Action::PrintCapabilities => panic!("nobody asked for the capabilities"),
     }
@@ -480,7 +490,10 @@ fn defaults_and_short_forms() {
 
 #[test]
 fn capabilities_are_asked_for_and_printed() {
-    let action = resolve(["vnicd", "--print-capabilities"], None).unwrap();
+    let action = resolve(["vnicd", "--print-capabilities"], None, || {
+        Ok(Activated::default())
+    })
+    .unwrap();
     assert_eq!(action, Action::PrintCapabilities);
     let json: serde_json::Value = serde_json::from_str(&capabilities_json()).unwrap();
     assert_eq!(json, serde_json::json!({ "type": "net" }));
@@ -488,7 +501,7 @@ fn capabilities_are_asked_for_and_printed() {
 
 #[test]
 fn help_succeeds_and_names_every_option() {
-    let Err(ArgsError::Clap(help)) = resolve(["vnicd", "--help"], None) else {
+    let Err(ArgsError::Clap(help)) = resolve(["vnicd", "--help"], None, || Ok(Activated::default())) else {
         panic!("help is an early end")
     };
     assert_eq!(help.exit_code(), 0);
@@ -506,7 +519,8 @@ fn help_succeeds_and_names_every_option() {
     ] {
         assert!(text.contains(option), "{option}");
     }
-    let Err(ArgsError::Clap(unknown)) = resolve(["vnicd", "--nics", "e0"], None) else {
+    let Err(ArgsError::Clap(unknown)) = resolve(["vnicd", "--nics", "e0"], None, || Ok(Activated::default()))
+    else {
         panic!("no such option")
     };
     assert_eq!(unknown.exit_code(), 2);
@@ -517,7 +531,7 @@ fn help_succeeds_and_names_every_option() {
 fn the_example_file_is_valid() {
     let example = include_str!("../../../qemu/vnicd.example.toml");
     let raw = file::parse(example, Path::new("vnicd.example.toml")).unwrap();
-    let config = check::check(raw).unwrap();
+    let config = check::check(raw, &Activated::default()).unwrap();
     assert_eq!((config.ports.len(), config.nics.len()), (2, 2));
 }
 
@@ -569,4 +583,90 @@ fn ports_are_put_on_vlans() {
             &["`a` and `b`", "same MAC", "a VLAN of its own"],
         );
     }
+}
+
+#[test]
+fn activated_sockets_belong_to_the_ports_of_their_names() {
+    let config = run_activated(
+        &[
+            "--port",
+            "name=a,socket=activation,queues=2",
+            "--port",
+            "name=b,socket=/run/vnic/b.sock",
+            "--port",
+            "name=c,socket=activation",
+        ],
+        &["c", "a"],
+    )
+    .unwrap();
+    let endpoints: Vec<Endpoint> = config.ports.into_iter().map(|port| port.endpoint).collect();
+    let path = Endpoint::Socket("/run/vnic/b.sock".into());
+    assert_eq!(endpoints, [Endpoint::Activated(4), path, Endpoint::Activated(3)]);
+
+    // A file called `activation` is still to be had.
+    let config = run(&["--port", "name=a,socket=./activation", "--nic", "e0"]).unwrap();
+    assert_eq!(config.ports[0].endpoint, Endpoint::Socket("./activation".into()));
+}
+
+#[test]
+fn without_configured_ports_each_activated_socket_is_one() {
+    let config = run_activated(&[], &["web", "db"]).unwrap();
+    let ports: Vec<(&str, &Endpoint)> = config
+        .ports
+        .iter()
+        .map(|port| (port.name.as_str(), &port.endpoint))
+        .collect();
+    assert_eq!(
+        ports,
+        [("web", &Endpoint::Activated(3)), ("db", &Endpoint::Activated(4))]
+    );
+    assert_eq!(config.ports[0].queue_pairs, MAX_QUEUE_PAIRS);
+}
+
+#[test]
+fn activation_that_does_not_fit_is_told() {
+    let port = ["--nic", "e0", "--port", "name=a,socket=activation"];
+    let unit = "vnicd@a.socket";
+    refused(
+        run_activated(&port, &[]),
+        &["port `a`", "no socket was handed over", unit],
+    );
+    refused(
+        run_activated(&port, &["b"]),
+        &["port `a`", "handed over: b", unit],
+    );
+    refused(
+        run_activated(&port, &["a", "b"]),
+        &["name `b`", "no port of that name", "have: a", "disable"],
+    );
+    refused(
+        run_activated(&["--socket-path", "/s", "--nic", "e0"], &["b"]),
+        &["name `b`", "have: none"],
+    );
+    refused(
+        run_activated(&["--nic", "e0", "--port", "name=a,socket=/run/a"], &["a"]),
+        &["name `a`", "socket=activation"],
+    );
+    refused(
+        run_activated(&port, &["a", "a"]),
+        &["two sockets", "`a`", "one unit"],
+    );
+    refused(
+        run_activated(&["--nic", "e0"], &["vnicd@a.socket"]),
+        &["`vnicd@a.socket`", "FileDescriptorName="],
+    );
+    let many: Vec<String> = (0..=MAX_PORTS).map(|number| format!("p{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    refused(
+        run_activated(&["--nic", "e0"], &many),
+        &["65 ports", "at most 64"],
+    );
+    let elsewhere = Activated {
+        sockets: Vec::new(),
+        meant_for: Some(7),
+    };
+    refused(
+        run_with(&port, None, &elsewhere),
+        &["port `a`", "process 7", "exec"],
+    );
 }

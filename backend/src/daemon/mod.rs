@@ -8,7 +8,7 @@ mod port;
 mod report;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,7 +26,8 @@ use vnic_lb::nics::NicInfo;
 
 use crate::config::{Config, Endpoint, PollMode, PortConfig};
 use crate::control::server::Server;
-use crate::host::activation::PortSocket;
+use crate::host::activation::{Handed, Origin, PortSocket};
+use crate::host::notify::Notifier;
 use crate::host::{activation, cpus, hash_key, kernel, privileges, socket};
 use crate::vhost::{Device, DeviceConfig, QueueNum};
 use events::{Events, Source};
@@ -170,7 +171,7 @@ impl Daemon {
             });
             let mut port = PortRuntime::new(
                 state,
-                endpoint_text(&config.endpoint),
+                endpoint_text(&config.endpoint, &entrance),
                 config.mac,
                 config.vlan.clone(),
                 device,
@@ -214,6 +215,8 @@ impl Daemon {
             workers = self.engine.workers(),
             "ready"
         );
+        let mut notifier = Notifier::from_environment();
+        notifier.ready(self.status_line());
         let mut next_carrier_poll = Instant::now();
         let mut busy_turns = 0;
         let mut next_housekeeping = Instant::now() + HOUSEKEEPING;
@@ -230,6 +233,7 @@ impl Daemon {
                                 .ok()
                                 .and_then(|number| Signal::try_from(number).ok());
                             info!("stopping on {}", name.map_or("a signal", Signal::as_str));
+                            notifier.stopping();
                             return Ok(());
                         }
                     }
@@ -255,6 +259,8 @@ impl Daemon {
                     let outcome = self.ports[at].accept_again();
                     self.after(at, outcome);
                 }
+                notifier.alive();
+                notifier.status(self.status_line());
                 next_housekeeping = Instant::now() + HOUSEKEEPING;
             }
             if !self.nics.is_empty() && Instant::now() >= next_carrier_poll {
@@ -271,9 +277,23 @@ impl Daemon {
             }
             if self.ports.iter().all(PortRuntime::is_finished) {
                 info!("stopping: the front-end of the only connection has gone");
+                notifier.stopping();
                 return Ok(());
             }
         }
+    }
+
+    /// For `systemctl status`.
+    fn status_line(&self) -> String {
+        let connected = self.ports.iter().filter(|port| port.is_connected()).count();
+        let on = self.balancer.alive();
+        let alive = self
+            .nics
+            .iter()
+            .filter(|nic| on.contains(nic.view().state.index))
+            .count();
+        let (ports, nics) = (self.ports.len(), self.nics.len());
+        format!("{connected} of {ports} ports connected, {alive} of {nics} NICs alive")
     }
 
     fn after(&mut self, at: usize, outcome: Outcome) {
@@ -375,17 +395,29 @@ fn open_entrance(port: &PortConfig) -> Result<(Entrance, Option<UnixStream>)> {
                 socket::bind_listener(path, socket::PORT_MODE).with_context(|| format!("port {name}"))?;
             (Entrance::Bound(listener), None)
         }
-        Endpoint::Fd(number) => match activation::take_fd(*number).with_context(|| format!("port {name}"))? {
-            PortSocket::Listener(listener) => (Entrance::Given(listener), None),
-            PortSocket::Connected(stream) => (Entrance::Connected, Some(stream)),
-        },
+        Endpoint::Fd(fd) => take(name, *fd, Origin::Option)?,
+        Endpoint::Activated(fd) => take(name, *fd, Origin::Activation(name.clone()))?,
     })
 }
 
-fn endpoint_text(endpoint: &Endpoint) -> String {
+fn take(port: &str, fd: RawFd, origin: Origin) -> Result<(Entrance, Option<UnixStream>)> {
+    let socket = activation::take_fd(&Handed { fd, origin }).with_context(|| format!("port {port}"))?;
+    Ok(match socket {
+        PortSocket::Listener(listener) => (Entrance::Given(listener), None),
+        PortSocket::Connected(stream) => (Entrance::Connected, Some(stream)),
+    })
+}
+
+fn endpoint_text(endpoint: &Endpoint, entrance: &Entrance) -> String {
+    let bound = entrance
+        .listener()
+        .and_then(|listener| listener.local_addr().ok());
+    if let Some(path) = bound.as_ref().and_then(|address| address.as_pathname()) {
+        return path.display().to_string();
+    }
     match endpoint {
         Endpoint::Socket(path) => path.display().to_string(),
-        Endpoint::Fd(number) => format!("fd {number}"),
+        Endpoint::Fd(fd) | Endpoint::Activated(fd) => format!("fd {fd}"),
     }
 }
 

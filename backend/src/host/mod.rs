@@ -7,5 +7,6 @@ pub mod hash_key;
 pub mod interface;
 pub mod kernel;
 pub mod offload;
+pub mod notify;
 pub mod privileges;
 pub mod socket;
