@@ -50,9 +50,9 @@ if [ "$check_only" = no ] && [ "$(id -u)" -ne 0 ]; then
 fi
 
 # Which package serves what: the build (a C linker for crates, clang and BPF headers for the XDP program), the guest
-# (QEMU, busybox, cpio, xz, zstd), and the tests (ip, ethtool).
+# (QEMU, busybox, cpio, xz, zstd), and the tests (ip, ethtool, and dpdk-dev for testpmd: 33 MB with its libraries).
 packages="build-essential clang llvm libbpf-dev qemu-system-x86 busybox-static cpio xz-utils zstd iproute2
-    iputils-ping ethtool util-linux ca-certificates"
+    iputils-ping ethtool util-linux ca-certificates dpdk-dev"
 
 echo "Packages"
 to_install=""

@@ -163,6 +163,12 @@ impl Testpmd {
         Ok(testpmd)
     }
 
+    /// Queue pairs of its virtio device.
+    #[must_use]
+    pub fn queues(&self) -> usize {
+        self.options.queues
+    }
+
     fn output(&self) -> Result<String> {
         Ok(String::from_utf8_lossy(&fs::read(self.process.log())?).into_owned())
     }
