@@ -51,9 +51,11 @@ fi
 
 # Which package serves what: the build (a C linker for crates, clang and BPF headers for the XDP program), the guest
 # (QEMU, busybox, cpio, xz, zstd), and the tests (ip, ethtool; systemd for systemd-socket-activate and systemd-analyze;
-# libvirt for the domain that a real libvirtd starts, by hand and in a folder of the test: no service of it is needed).
+# libvirt for the domain that a real libvirtd starts, by hand and in a folder of the test: no service of it is needed;
+# dpdk-dev for testpmd: 33 MB with its libraries).
 packages="build-essential clang llvm libbpf-dev qemu-system-x86 busybox-static cpio xz-utils zstd iproute2
-    iputils-ping ethtool util-linux ca-certificates systemd libvirt-daemon libvirt-clients libvirt-daemon-driver-qemu"
+    iputils-ping ethtool util-linux ca-certificates systemd libvirt-daemon libvirt-clients libvirt-daemon-driver-qemu
+    dpdk-dev"
 
 echo "Packages"
 to_install=""

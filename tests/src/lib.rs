@@ -12,10 +12,12 @@ pub mod frontend;
 pub mod lag;
 pub mod lock;
 pub mod netns;
+pub mod pcap;
 pub mod process;
 pub mod qemu;
 pub mod scene;
 pub mod sys;
+pub mod testpmd;
 pub mod traffic;
 #[cfg(feature = "front-end")]
 pub mod vm_host;

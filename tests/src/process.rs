@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -81,11 +81,24 @@ impl Process {
     /// # Errors
     /// If it cannot start.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Process> {
+        command.stdin(Stdio::null());
+        Process::spawn(name, command, log)
+    }
+
+    /// As [`Process::start`], with a pipe to its stdin.
+    ///
+    /// # Errors
+    /// If it cannot start.
+    pub fn start_with_input(name: &str, mut command: Command, log: &Path) -> Result<(Process, ChildStdin)> {
+        command.stdin(Stdio::piped());
+        let mut process = Process::spawn(name, command, log)?;
+        let input = process.child.stdin.take().context("a piped child has a stdin")?;
+        Ok((process, input))
+    }
+
+    fn spawn(name: &str, mut command: Command, log: &Path) -> Result<Process> {
         let file = fs::OpenOptions::new().create(true).append(true).open(log)?;
-        command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file);
+        command.stdout(file.try_clone()?).stderr(file);
         // Ctrl-C is for the parent, which then cleans up in order.
         command.process_group(0);
         die_with_parent(&mut command);

@@ -117,10 +117,12 @@ impl Scene {
             mac: guest_mac(index),
             queues,
         };
-        Guest::launch(
-            self.folder.path(),
-            &GuestOptions::new(&format!("g{index}"), vec![vnic]),
-        )
+        let mut options = GuestOptions::new(&format!("g{index}"), vec![vnic]);
+        // Where many guests share few cores, second CPUs would only wait for each other.
+        if self.daemon_options.ports.len() > 2 {
+            options.cpus = 1;
+        }
+        Guest::launch(self.folder.path(), &options)
     }
 
     /// Ends the QEMU of a guest without warning and boots another in its place.
