@@ -26,6 +26,8 @@ pub enum ConfigError {
     ShortFormAndPort { short: &'static str },
     #[error("{origin} gives no interface: the first item is its name, as in `--nic eth1,weight=2`")]
     NicWithoutName { origin: String },
+    #[error("{origin}: `set-channels=on` needs the number of queues to set: add `queues=N`")]
+    SetChannelsWithoutQueues { origin: String },
     #[error("{origin} has no `{key}`: add `{key}={example}`")]
     MissingKey {
         origin: String,
