@@ -138,6 +138,7 @@ pub enum EngineError {
 pub struct Engine {
     shared: Arc<SharedState>,
     threads: Vec<JoinHandle<()>>,
+    host_macs: Arc<[Mac]>,
 }
 
 impl Engine {
@@ -165,6 +166,7 @@ impl Engine {
         let mut engine = Engine {
             shared,
             threads: Vec::with_capacity(workers),
+            host_macs: Arc::default(),
         };
         for index in 0..workers {
             let cpu = (!config.cpus.is_empty()).then(|| config.cpus[index % config.cpus.len()]);
@@ -207,10 +209,16 @@ impl Engine {
         self.threads.len()
     }
 
+    /// No port may learn these addresses of the host, from the next publication on.
+    pub fn reserve_macs(&mut self, macs: Vec<Mac>) {
+        self.host_macs = macs.into();
+    }
+
     /// Replaces what the workers see; returns the new generation. It has settled once [`Engine::settled`] reaches it.
     pub fn publish(&self, ports: Vec<Port>, nics: Vec<Arc<Nic>>) -> u64 {
         let generation = self.shared.generation.load(Ordering::Relaxed) + 1;
-        let fabric = Fabric::new(generation, ports, nics, self.workers());
+        let fabric =
+            Fabric::new(generation, ports, nics, self.workers()).with_host_macs(Arc::clone(&self.host_macs));
         self.shared.fabric.store(Arc::new(fabric));
         self.shared.generation.store(generation, Ordering::Release);
         for wake in &self.shared.wake {

@@ -2,6 +2,7 @@
 //! for one of them alone.
 
 mod events;
+mod links;
 mod nic;
 mod port;
 mod report;
@@ -18,7 +19,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tracing::{info, warn};
 use vnic_dataplane::engine::{Engine, EngineConfig, Event, Poll};
 use vnic_dataplane::fabric::{PortIndex, PortState};
-use vnic_dataplane::memory::frames::{ChunkCache, FrameMemory};
+use vnic_dataplane::memory::frames::{CHUNK_SIZE, ChunkCache, FrameMemory};
 use vnic_lb::balancer::{Balancer, BalancerConfig};
 use vnic_lb::mac::Mac;
 use vnic_lb::nics::NicInfo;
@@ -26,9 +27,11 @@ use vnic_lb::nics::NicInfo;
 use crate::config::{Config, Endpoint, PollMode, PortConfig};
 use crate::control::server::Server;
 use crate::host::activation::PortSocket;
-use crate::host::{activation, cpus, hash_key, kernel, privileges, socket};
+use crate::host::channels::ChannelsGuard;
+use crate::host::{activation, cpus, hash_key, kernel, memory, privileges, socket};
 use crate::vhost::{Device, DeviceConfig, QueueNum};
 use events::{Events, Source};
+use links::HostLinks;
 use nic::NicRuntime;
 use port::{Entrance, MacOrigin, Outcome, PortRuntime};
 
@@ -49,6 +52,10 @@ pub struct Daemon {
     engine: Engine,
     ports: Vec<PortRuntime>,
     nics: Vec<NicRuntime>,
+    /// Restored after the NICs' sockets and programs are gone.
+    _channels: Vec<ChannelsGuard>,
+    /// The host's interfaces; `None` without NICs.
+    links: Option<HostLinks>,
     balancer: Arc<Balancer>,
     memory: Arc<FrameMemory>,
     /// For frames that are left on hand-off rings of queues that are gone.
@@ -80,15 +87,30 @@ impl Daemon {
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
             .context("cannot make a signalfd")?;
 
-        let interfaces = nic::check_all(&config)?;
+        let mut interfaces = nic::check_all(&config)?;
         let frames = config
             .frames
             .unwrap_or_else(|| default_frames(&config, &interfaces));
         if !config.nics.is_empty() {
             privileges::check(nic::locked_bytes(&interfaces, frames))?;
         }
+        memory::check(u64::from(frames) * CHUNK_SIZE as u64)?;
         let control = Server::bind(&config.control)?;
+        let links = match config.nics.is_empty() {
+            true => None,
+            false => Some(HostLinks::open().context("cannot hear of changes of the host's interfaces")?),
+        };
+        if let Some(links) = &links {
+            links.check(&config.ports)?;
+        }
+        let channels = nic::set_channels(&config, &mut interfaces)?;
         let memory = FrameMemory::new(frames)?;
+        if !memory.on_huge_pages() {
+            info!(
+                "frame memory lies on ordinary pages, which is slower: fewer than {} huge pages of 2 MiB are free",
+                huge_pages(frames)
+            );
+        }
         let hash_key = match config.nics.is_empty() {
             // Nothing is balanced, so nothing needs to be kept.
             true => [0; 16],
@@ -121,6 +143,8 @@ impl Daemon {
             engine,
             ports: Vec::new(),
             nics,
+            _channels: channels,
+            links,
             balancer,
             chunks: ChunkCache::new(Arc::clone(&memory)),
             memory,
@@ -136,6 +160,9 @@ impl Daemon {
             .nics
             .iter()
             .for_each(|nic| nic.init_alive(daemon.balancer.alive()));
+        if let Some(links) = &daemon.links {
+            daemon.engine.reserve_macs(links.macs());
+        }
         daemon.publish();
         Ok(daemon)
     }
@@ -179,6 +206,8 @@ impl Daemon {
             .watch(Source::Signals, Some((self.signals.as_raw_fd(), true, false)))?;
         self.events
             .watch(Source::Engine, Some((self.engine.notify_fd(), true, false)))?;
+        let links = self.links.as_ref().map(|links| (links.fd(), true, false));
+        self.events.watch(Source::Links, links)?;
         let control = self
             .control
             .as_ref()
@@ -221,6 +250,7 @@ impl Daemon {
                         }
                     }
                     Source::Engine => self.on_engine(),
+                    Source::Links => self.on_links(),
                     Source::Listener(at) => {
                         let outcome = self.ports[at].accept();
                         self.after(at, outcome);
@@ -235,6 +265,7 @@ impl Daemon {
             if Instant::now() >= next_housekeeping {
                 // The control clients' timeouts.
                 self.serve_control();
+                self.nics.iter_mut().for_each(NicRuntime::check_queues);
                 next_housekeeping = Instant::now() + HOUSEKEEPING;
             }
             if !self.nics.is_empty() && Instant::now() >= next_carrier_poll {
@@ -292,7 +323,11 @@ impl Daemon {
             .ports
             .iter()
             .any(|port| port.mac.is_some_and(|(owned, _)| owned == mac))
-            || self.nics.iter().any(|nic| nic.mac() == mac);
+            || self.nics.iter().any(|nic| nic.mac() == mac)
+            || self
+                .links
+                .as_ref()
+                .is_some_and(|links| links.with_mac(mac).is_some());
         let Some(port) = self.ports.get_mut(at) else {
             return;
         };
@@ -366,4 +401,9 @@ fn default_frames(config: &Config, interfaces: &[nic::Checked]) -> u32 {
         .unwrap_or(u32::MAX)
         .saturating_mul(CHUNKS_PER_WORKER);
     rings.saturating_add(workers).saturating_add(CHUNKS_PER_WORKER)
+}
+
+/// 2 MiB pages that frame memory takes.
+fn huge_pages(frames: u32) -> u64 {
+    (u64::from(frames) * CHUNK_SIZE as u64).div_ceil(2 << 20)
 }

@@ -39,6 +39,8 @@ pub struct Fabric {
     pub macs: MacTable,
     /// Addresses of the NICs, which no port may take.
     pub nic_macs: Box<[Mac]>,
+    /// Addresses of the host's other interfaces, which no port may learn.
+    pub host_macs: Arc<[Mac]>,
     /// For each worker, what it polls.
     pub shares: Box<[Share]>,
 }
@@ -97,13 +99,42 @@ impl Fabric {
             nics: nics.into(),
             macs,
             nic_macs,
+            host_macs: Arc::default(),
             shares: shares.into(),
         }
     }
 
-    /// Whether a guest may take `mac` as its own: a unicast address that no NIC and no other port has.
+    /// The same, with addresses that no port may learn.
+    #[must_use]
+    pub fn with_host_macs(self, host_macs: Arc<[Mac]>) -> Fabric {
+        Fabric { host_macs, ..self }
+    }
+
+    /// Whether a guest may take `mac` as its own: a unicast address that no interface of the host and no other port has.
     #[must_use]
     pub fn may_learn(&self, mac: Mac) -> bool {
-        !mac.is_group() && !mac.is_zero() && self.macs.get(mac).is_none() && !self.nic_macs.contains(&mac)
+        !mac.is_group()
+            && !mac.is_zero()
+            && self.macs.get(mac).is_none()
+            && !self.nic_macs.contains(&mac)
+            && !self.host_macs.contains(&mac)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_unowned_unicast_address_may_be_learned() {
+        let mac = |last| Mac([2, 0, 0, 0, 0, last]);
+        let state = Arc::new(PortState::new(0, "a".into(), 1, 1));
+        let port = Port::new(state, Some(mac(1)), Vec::new());
+        let fabric = Fabric::new(1, vec![port], Vec::new(), 1).with_host_macs([mac(2)].into());
+        assert!(!fabric.may_learn(mac(1)), "another port's");
+        assert!(!fabric.may_learn(mac(2)), "the host's");
+        assert!(!fabric.may_learn(Mac([3, 0, 0, 0, 0, 3])), "a group");
+        assert!(!fabric.may_learn(Mac::default()));
+        assert!(fabric.may_learn(mac(3)));
     }
 }

@@ -115,6 +115,12 @@ impl Context {
             frames.drain(..).for_each(|frame| self.stock.chunks.free(frame));
             return;
         };
+        // Only the NIC knows its MTU: the guest's is what its driver was told.
+        let longest = nic.state.max_frame();
+        for frame in frames.extract_if(.., |frame| frame.len() > longest) {
+            drops.add(DropReason::TooLong, 1);
+            self.stock.chunks.free(frame);
+        }
         let outcome = queue.tx.put(&mut self.stock, frames, |sender, chunks, frames| {
             drops.add(DropReason::NicRingFull, sender.send(chunks, frames));
         });
@@ -195,6 +201,16 @@ impl Context {
             .iter()
             .filter_map(|&(port, pair)| fabric.ports[port].pairs[pair].tx.as_deref())
             .filter(|ring| !ring.is_broken())
+    }
+
+    /// Takes errors off the sockets of the share, which would else end every sleep at once.
+    pub(super) fn clear_errors(&self, fabric: &Fabric) {
+        let groups = fabric.shares[self.index].groups.iter();
+        for group in groups.filter_map(|nic| fabric.nics[*nic].group.as_ref()) {
+            if let Ok(tap) = group.try_lock() {
+                tap.clear_error();
+            }
+        }
     }
 
     /// Whether a NIC queue of the share still has frames in flight.
