@@ -3,5 +3,6 @@
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod doctor;
 pub mod host;
 pub mod vhost;

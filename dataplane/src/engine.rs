@@ -122,7 +122,9 @@ pub enum EngineError {
         source: io::Error,
     },
     /// A worker would have nothing to wait on.
-    #[error("cannot make an epoll set for worker {worker}: {source}; raise the limit of open files (ulimit -n)")]
+    #[error(
+        "cannot make an epoll set for worker {worker}: {source}; raise the limit of open files (ulimit -n)"
+    )]
     Epoll {
         /// Which.
         worker: usize,
@@ -147,6 +149,7 @@ pub enum EngineError {
 pub struct Engine {
     shared: Arc<SharedState>,
     threads: Vec<JoinHandle<()>>,
+    host_macs: Arc<[Mac]>,
 }
 
 impl Engine {
@@ -174,6 +177,7 @@ impl Engine {
         let mut engine = Engine {
             shared,
             threads: Vec::with_capacity(workers),
+            host_macs: Arc::default(),
         };
         for index in 0..workers {
             let cpu = (!config.cpus.is_empty()).then(|| config.cpus[index % config.cpus.len()]);
@@ -220,10 +224,16 @@ impl Engine {
         self.threads.len()
     }
 
+    /// No port may learn these addresses of the host, from the next publication on.
+    pub fn reserve_macs(&mut self, macs: Vec<Mac>) {
+        self.host_macs = macs.into();
+    }
+
     /// Replaces what the workers see; returns the new generation. It has settled once [`Engine::settled`] reaches it.
     pub fn publish(&self, ports: Vec<Port>, nics: Vec<Arc<Nic>>) -> u64 {
         let generation = self.shared.generation.load(Ordering::Relaxed) + 1;
-        let fabric = Fabric::new(generation, ports, nics, self.workers());
+        let fabric =
+            Fabric::new(generation, ports, nics, self.workers()).with_host_macs(Arc::clone(&self.host_macs));
         self.shared.fabric.store(Arc::new(fabric));
         self.shared.generation.store(generation, Ordering::Release);
         self.wake();

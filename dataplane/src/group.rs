@@ -196,6 +196,12 @@ impl GroupTap {
         self.ring.as_fd()
     }
 
+    /// Takes an error off the socket: the kernel leaves one when the interface is set down or goes away, and the socket stays
+    /// readable until somebody asks for it.
+    pub fn clear_error(&self) {
+        let _ = nix::sys::socket::getsockopt(&self.ring, nix::sys::socket::sockopt::SocketError);
+    }
+
     /// Counters since the tap was opened; asks the kernel for its drops.
     pub fn counters(&mut self) -> GroupCounters {
         self.counters.kernel_dropped += u64::from(self.ring.take_dropped());

@@ -19,6 +19,6 @@ pub mod scene;
 pub mod sys;
 pub mod testpmd;
 pub mod traffic;
+pub mod unit;
 #[cfg(feature = "front-end")]
 pub mod vm_host;
-pub mod unit;

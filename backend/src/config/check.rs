@@ -11,7 +11,7 @@ use super::error::ConfigError;
 use super::raw::{Given, Raw, RawNic, RawPort};
 use super::{
     Algorithm, AttachMode, Config, DEFAULT_CONTROL, DEFAULT_SESSIONS, DEFAULT_STATE_DIR, Endpoint, MAX_PORTS,
-    MAX_QUEUE_PAIRS, MAX_WORKERS, NicConfig, PollMode, PortConfig, Topology, ZeroCopy,
+    MAX_QUEUE_PAIRS, MAX_WORKERS, NicConfig, OnOff, PollMode, PortConfig, Topology, ZeroCopy,
 };
 use crate::host::activation::Activated;
 
@@ -296,7 +296,18 @@ fn nic(raw: &RawNic) -> Result<NicConfig, ConfigError> {
             .clone()
             .map(|value| Given::new(value, format!("`{key}` in {origin}")))
     };
+    let set_channels = optional_word(
+        word("set-channels", &raw.set_channels),
+        OnOff::from_word,
+        OnOff::WORDS,
+    )? == Some(OnOff::On);
+    if set_channels && raw.queues.is_none() {
+        return Err(ConfigError::SetChannelsWithoutQueues {
+            origin: origin.clone(),
+        });
+    }
     Ok(NicConfig {
+        set_channels,
         queues: raw
             .queues
             .map(|count| in_range(count, 1, MAX_NIC_QUEUES, &format!("`queues` in {origin}")))

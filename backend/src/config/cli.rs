@@ -55,10 +55,11 @@ pub(super) struct Cli {
     #[arg(long = "port", value_name = "OPTIONS", help_heading = "Ports")]
     pub ports: Vec<String>,
 
-    /// One host NIC: IF[,id=ID][,queues=N][,zerocopy=MODE][,attach=MODE][,weight=W]; may be repeated up to 8 times
+    /// One host NIC: IF[,id=ID][,queues=N][,set-channels=on][,zerocopy=MODE][,attach=MODE][,weight=W]; up to 8 times
     ///
     /// id: stable name that sessions are keyed by [default: the interface's name]. queues: receive queues to drive
-    /// [default: all]. zerocopy: auto, require or off [default: auto]. attach: auto, native or skb, how the XDP program is
+    /// [default: all]; all must be. set-channels: on gives the interface that many (as `ethtool -L` does) until vnicd ends
+    /// [default: off]. zerocopy: auto, require or off [default: auto]. attach: auto, native or skb, how the XDP program is
     /// attached [default: auto]. weight: relative share of new sessions, 0 to 10000, 0 takes none [default: 1].
     /// Example: --nic eth1,id=left,zerocopy=require,weight=10
     #[arg(long = "nic", value_name = "IF[,OPTIONS]", help_heading = "NICs")]
@@ -121,8 +122,9 @@ pub(super) struct Cli {
 
     /// TOML file with the same names as these options; the command line wins
     ///
-    /// Ports are tables [[port]] (name, socket, mac, queues, vlan, trunk) and NICs tables [[nic]] (name, id, queues, zerocopy, attach,
-    /// weight). A port or a NIC on the command line replaces all of the file's. Example: --config /etc/vnic/vnicd.toml
+    /// Ports are tables [[port]] (name, socket, mac, queues, vlan, trunk) and NICs tables [[nic]] (name, id, queues,
+    /// set-channels, zerocopy, attach, weight). A port or a NIC on the command line replaces all of the file's. Example:
+    /// --config /etc/vnic/vnicd.toml
     #[arg(long, value_name = "FILE", help_heading = "Daemon")]
     pub config: Option<PathBuf>,
 

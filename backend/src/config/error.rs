@@ -26,6 +26,8 @@ pub enum ConfigError {
     ShortFormAndPort { short: &'static str },
     #[error("{origin} gives no interface: the first item is its name, as in `--nic eth1,weight=2`")]
     NicWithoutName { origin: String },
+    #[error("{origin}: `set-channels=on` needs the number of queues to set: add `queues=N`")]
+    SetChannelsWithoutQueues { origin: String },
     #[error("{origin} has no `{key}`: add `{key}={example}`")]
     MissingKey {
         origin: String,
@@ -92,6 +94,7 @@ pub enum ConfigError {
          as in 10-20+30"
     )]
     BadTrunk { origin: String, list: String },
+    #[error(
         "port `{port}` has `socket=activation`, but no socket was handed over under that name ({found}): start vnicd through \
          a .socket unit with `FileDescriptorName={port}` (such as vnicd@{port}.socket), or give the port a path"
     )]

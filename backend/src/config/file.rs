@@ -38,7 +38,7 @@ struct FilePort {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct FileNic {
     name: Option<String>,
     id: Option<String>,
@@ -46,6 +46,7 @@ struct FileNic {
     zerocopy: Option<String>,
     attach: Option<String>,
     weight: Option<i64>,
+    set_channels: Option<String>,
 }
 
 /// Reads a file.
@@ -100,6 +101,7 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Raw, ConfigError> {
                 zerocopy: nic.zerocopy,
                 attach: nic.attach,
                 weight: nic.weight,
+                set_channels: nic.set_channels,
             })
             .collect(),
         topology: file.topology.map(|value| Given::new(value, name("topology"))),

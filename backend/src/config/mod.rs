@@ -113,6 +113,8 @@ pub struct NicConfig {
     pub attach: AttachMode,
     /// Relative share of new sessions; 0 drains.
     pub weight: u32,
+    /// Set the interface's number of channels to `queues` while the daemon runs; only with `queues`.
+    pub set_channels: bool,
 }
 
 /// A setting with a fixed list of words, the same on the command line and in the file.
@@ -181,6 +183,16 @@ words! {
         /// Fail when the driver cannot.
         Require = "require",
         /// Always copy.
+        Off = "off",
+    }
+}
+
+words! {
+    /// A switch.
+    OnOff {
+        /// Do it.
+        On = "on",
+        /// Do not.
         Off = "off",
     }
 }

@@ -4,7 +4,7 @@ use super::error::ConfigError;
 use super::raw::{RawNic, RawPort};
 
 const PORT_KEYS: &[&str] = &["name", "socket", "mac", "queues", "vlan", "trunk"];
-const NIC_KEYS: &[&str] = &["id", "queues", "zerocopy", "attach", "weight"];
+const NIC_KEYS: &[&str] = &["id", "queues", "zerocopy", "attach", "weight", "set-channels"];
 
 /// `name=a,socket=PATH[,mac=MAC][,queues=N][,vlan=ID|,trunk=LIST]`
 pub(super) fn port(text: &str) -> Result<RawPort, ConfigError> {
@@ -23,7 +23,7 @@ pub(super) fn port(text: &str) -> Result<RawPort, ConfigError> {
     Ok(port)
 }
 
-/// `IF[,id=ID][,queues=N][,zerocopy=MODE][,attach=MODE][,weight=W]`
+/// `IF[,id=ID][,queues=N][,set-channels=on|off][,zerocopy=MODE][,attach=MODE][,weight=W]`
 pub(super) fn nic(text: &str) -> Result<RawNic, ConfigError> {
     let origin = format!("`--nic {text}`");
     let mut items = text.split(',');
@@ -39,6 +39,7 @@ pub(super) fn nic(text: &str) -> Result<RawNic, ConfigError> {
         zerocopy: pairs.take("zerocopy"),
         attach: pairs.take("attach"),
         weight: pairs.take_number("weight")?,
+        set_channels: pairs.take("set-channels"),
         origin: origin.clone(),
     };
     Ok(nic)

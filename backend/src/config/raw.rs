@@ -42,6 +42,7 @@ pub(super) struct RawNic {
     pub zerocopy: Option<String>,
     pub attach: Option<String>,
     pub weight: Option<i64>,
+    pub set_channels: Option<String>,
 }
 
 /// All options of one source.

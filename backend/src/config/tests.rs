@@ -128,6 +128,14 @@ fn bad_command_lines_say_what_why_and_what_to_do() {
             &["weight 0", "1 or more"],
         ),
         (
+            &["--socket-path", "/s", "--nic", "e0,set-channels=on"],
+            &["--nic e0", "queues=N"],
+        ),
+        (
+            &["--socket-path", "/s", "--nic", "e0,queues=2,set-channels=yes"],
+            &["yes", "on, off"],
+        ),
+        (
             &["--socket-path", "/s", "--nic", "e0,weight=10001"],
             &["10001 for `weight`", "0 to 10000"],
         ),
@@ -360,6 +368,7 @@ queues = 2
 zerocopy = 'require'
 attach = 'native'
 weight = 3
+set-channels = 'on'
 [[nic]]
 name = 'e1'
 ";
@@ -380,6 +389,7 @@ fn a_file_alone_is_enough() {
         zerocopy: ZeroCopy::Require,
         attach: AttachMode::Native,
         weight: 3,
+        set_channels: true,
     };
     assert_eq!(config.nics[0], left);
     assert_eq!((config.nics[1].id.as_str(), config.nics[1].weight), ("e1", 1));

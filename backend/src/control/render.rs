@@ -377,7 +377,14 @@ pub fn nics(report: &NicsReport) -> String {
             change,
         ]);
     }
-    written(&table, "No NIC: a local switch between the ports.\n")
+    let mut out = written(&table, "No NIC: a local switch between the ports.\n");
+    for nic in &report.nics {
+        for concern in &nic.concerns {
+            // Writing to a String cannot fail.
+            let _ = write!(out, "\n{}: {concern}\n", nic.id);
+        }
+    }
+    out
 }
 
 /// `vnic ports`

@@ -312,18 +312,24 @@ pub struct NicReport {
     pub carrier: bool,
     /// Sessions pinned to it.
     pub sessions: u64,
-    /// The last change of `alive`; `null`: none since the start.
+    /// The last change of its link or settings; `null`: none since the start.
     pub last_change: Option<NicChange>,
+    /// Changes since the start.
+    #[serde(default)]
+    pub changes: u64,
+    /// What is wrong with it now, and what to do about that.
+    #[serde(default)]
+    pub concerns: Vec<String>,
 }
 
-/// A change of a NIC's `alive`.
+/// A change of a NIC: of its link, name, address, MTU, queues or master.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NicChange {
     /// Milliseconds since it happened.
     pub ago_ms: u64,
-    /// What it became.
+    /// Whether sessions were sent by it afterwards.
     pub alive: bool,
-    /// Why.
+    /// What changed.
     pub cause: String,
 }
 

@@ -14,6 +14,8 @@ pub(super) enum Source {
     Signals,
     /// A worker.
     Engine,
+    /// The host's interfaces.
+    Links,
     /// A front-end wants to connect to the port at this position.
     Listener(usize),
     /// The front-end of the port at this position.

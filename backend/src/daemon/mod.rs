@@ -2,6 +2,7 @@
 //! for one of them alone.
 
 mod events;
+mod links;
 mod log_budget;
 mod nic;
 mod port;
@@ -19,7 +20,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tracing::{info, warn};
 use vnic_dataplane::engine::{Engine, EngineConfig, Event, Poll};
 use vnic_dataplane::fabric::{PortIndex, PortState};
-use vnic_dataplane::memory::frames::{ChunkCache, FrameMemory};
+use vnic_dataplane::memory::frames::{CHUNK_SIZE, ChunkCache, FrameMemory};
 use vnic_lb::balancer::{Balancer, BalancerConfig};
 use vnic_lb::mac::Mac;
 use vnic_lb::nics::NicInfo;
@@ -27,10 +28,12 @@ use vnic_lb::nics::NicInfo;
 use crate::config::{Config, Endpoint, PollMode, PortConfig};
 use crate::control::server::Server;
 use crate::host::activation::{Handed, Origin, PortSocket};
+use crate::host::channels::ChannelsGuard;
 use crate::host::notify::Notifier;
-use crate::host::{activation, cpus, hash_key, kernel, privileges, socket};
+use crate::host::{activation, cpus, hash_key, kernel, memory, privileges, socket};
 use crate::vhost::{Device, DeviceConfig, QueueNum};
 use events::{Events, Source};
+use links::HostLinks;
 use nic::NicRuntime;
 use port::{Entrance, MacOrigin, Outcome, PortRuntime};
 
@@ -54,6 +57,10 @@ pub struct Daemon {
     engine: Engine,
     ports: Vec<PortRuntime>,
     nics: Vec<NicRuntime>,
+    /// Restored after the NICs' sockets and programs are gone.
+    _channels: Vec<ChannelsGuard>,
+    /// The host's interfaces; `None` without NICs.
+    links: Option<HostLinks>,
     balancer: Arc<Balancer>,
     memory: Arc<FrameMemory>,
     /// For frames that are left on hand-off rings of queues that are gone.
@@ -92,15 +99,30 @@ impl Daemon {
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
             .context("cannot make a signalfd")?;
 
-        let interfaces = nic::check_all(&config)?;
+        let mut interfaces = nic::check_all(&config)?;
         let frames = config
             .frames
             .unwrap_or_else(|| default_frames(&config, &interfaces));
         if !config.nics.is_empty() {
             privileges::check(nic::locked_bytes(&interfaces, frames))?;
         }
+        memory::check(u64::from(frames) * CHUNK_SIZE as u64)?;
         let control = Server::bind(&config.control)?;
+        let links = match config.nics.is_empty() {
+            true => None,
+            false => Some(HostLinks::open().context("cannot hear of changes of the host's interfaces")?),
+        };
+        if let Some(links) = &links {
+            links.check(&config.ports)?;
+        }
+        let channels = nic::set_channels(&config, &mut interfaces)?;
         let memory = FrameMemory::new(frames)?;
+        if !memory.on_huge_pages() {
+            info!(
+                "frame memory lies on ordinary pages, which is slower: fewer than {} huge pages of 2 MiB are free",
+                huge_pages(frames)
+            );
+        }
         let hash_key = match config.nics.is_empty() {
             // Nothing is balanced, so nothing needs to be kept.
             true => [0; 16],
@@ -133,6 +155,8 @@ impl Daemon {
             engine,
             ports: Vec::new(),
             nics,
+            _channels: channels,
+            links,
             balancer,
             chunks: ChunkCache::new(Arc::clone(&memory)),
             memory,
@@ -150,6 +174,9 @@ impl Daemon {
             .nics
             .iter()
             .for_each(|nic| nic.init_alive(daemon.balancer.alive()));
+        if let Some(links) = &daemon.links {
+            daemon.engine.reserve_macs(links.macs());
+        }
         daemon.publish();
         Ok(daemon)
     }
@@ -194,6 +221,8 @@ impl Daemon {
             .watch(Source::Signals, Some((self.signals.as_raw_fd(), true, false)))?;
         self.events
             .watch(Source::Engine, Some((self.engine.notify_fd(), true, false)))?;
+        let links = self.links.as_ref().map(|links| (links.fd(), true, false));
+        self.events.watch(Source::Links, links)?;
         let control = self
             .control
             .as_ref()
@@ -238,6 +267,7 @@ impl Daemon {
                         }
                     }
                     Source::Engine => self.on_engine(),
+                    Source::Links => self.on_links(),
                     Source::Listener(at) => {
                         let outcome = self.ports[at].accept();
                         self.after(at, outcome);
@@ -261,12 +291,20 @@ impl Daemon {
                 }
                 notifier.alive();
                 notifier.status(self.status_line());
+                self.nics.iter_mut().for_each(NicRuntime::check_queues);
                 next_housekeeping = Instant::now() + HOUSEKEEPING;
             }
             if !self.nics.is_empty() && Instant::now() >= next_carrier_poll {
                 self.poll_carriers();
-                let turns = self.engine.worker_counters().sum(|worker| worker.busy_turns.get());
-                let pace = if turns == busy_turns { CARRIER_POLL_IDLE } else { CARRIER_POLL };
+                let turns = self
+                    .engine
+                    .worker_counters()
+                    .sum(|worker| worker.busy_turns.get());
+                let pace = if turns == busy_turns {
+                    CARRIER_POLL_IDLE
+                } else {
+                    CARRIER_POLL
+                };
                 busy_turns = turns;
                 next_carrier_poll = Instant::now() + pace;
             }
@@ -305,10 +343,7 @@ impl Daemon {
         let watched = self
             .events
             .watch(Source::FrontEnd(at), port.interest())
-            .and_then(|()| {
-                self.events
-                    .watch(Source::Listener(at), port.listener_interest())
-            });
+            .and_then(|()| self.events.watch(Source::Listener(at), port.listener_interest()));
         if let Err(error) = watched {
             warn!(port = port.state.name, "cannot watch for the front-end: {error}");
         }
@@ -346,7 +381,11 @@ impl Daemon {
         let taken =
             self.ports.iter().any(|port| {
                 port.mac.is_some_and(|(owned, _)| owned == mac) && !port.vlan.is_apart_from(vlan)
-            }) || self.nics.iter().any(|nic| nic.mac() == mac);
+            }) || self.nics.iter().any(|nic| nic.mac() == mac)
+                || self
+                    .links
+                    .as_ref()
+                    .is_some_and(|links| links.with_mac(mac).is_some());
         let port = &mut self.ports[at];
         if port.mac.is_none() && !taken {
             info!(port = port.state.name, "learned the guest's address {mac}");
@@ -431,4 +470,9 @@ fn default_frames(config: &Config, interfaces: &[nic::Checked]) -> u32 {
         .unwrap_or(u32::MAX)
         .saturating_mul(CHUNKS_PER_WORKER);
     rings.saturating_add(workers).saturating_add(CHUNKS_PER_WORKER)
+}
+
+/// 2 MiB pages that frame memory takes.
+fn huge_pages(frames: u32) -> u64 {
+    (u64::from(frames) * CHUNK_SIZE as u64).div_ceil(2 << 20)
 }

@@ -142,8 +142,10 @@ impl Daemon {
                 last_change: nic.last_change.as_ref().map(|change| NicChange {
                     ago_ms: u64::try_from(change.at.elapsed().as_millis()).unwrap_or(u64::MAX),
                     alive: change.alive,
-                    cause: change.cause.as_str().to_owned(),
+                    cause: change.cause.clone(),
                 }),
+                changes: nic.changes,
+                concerns: nic.concerns(),
             }
         };
         NicsReport {

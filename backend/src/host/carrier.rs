@@ -109,6 +109,16 @@ impl CarrierWatch {
         self.gone
     }
 
+    /// The kernel said that the interface left this network namespace, which its files do not tell while it exists elsewhere.
+    /// Returns the change, if it was not known.
+    pub fn left(&mut self) -> Option<Change> {
+        let known = std::mem::replace(&mut self.gone, true);
+        (!known).then_some(Change {
+            up: false,
+            cause: Cause::Vanished,
+        })
+    }
+
     /// Looks again: three short reads. Never waits for the kernel's RTNL lock unless there is good news to confirm.
     pub fn poll(&mut self) -> Option<Change> {
         if self.gone {

@@ -8,6 +8,7 @@ use std::path::Path;
 use nix::net::if_::{if_nameindex, if_nametoindex};
 use vnic_lb::mac::Mac;
 
+use super::channels;
 use crate::config::NicConfig;
 
 /// `IFF_UP` (linux/if.h).
@@ -86,14 +87,24 @@ pub enum HostError {
     DefaultRoute { ifname: String },
     #[error(
         "NIC {ifname}: queues={asked} but the interface has {has}: give queues={has} or leave `queues` out, or add \
-         queues with `ethtool -L {ifname} combined {asked}`"
+         queues with `{command}` (`set-channels=on` does that)"
     )]
-    TooManyQueues { ifname: String, asked: u32, has: u32 },
+    TooManyQueues {
+        ifname: String,
+        asked: u32,
+        has: u32,
+        command: String,
+    },
     #[error(
         "NIC {ifname}: queues={asked} leaves some of its {has} receive queues uncovered, and the guests' frames that \
-         arrive there would be lost: leave `queues` out, or reduce them with `ethtool -L {ifname} combined {asked}`"
+         arrive there would be lost: leave `queues` out, or reduce them with `{command}` (`set-channels=on` does that)"
     )]
-    UncoveredQueues { ifname: String, asked: u32, has: u32 },
+    UncoveredQueues {
+        ifname: String,
+        asked: u32,
+        has: u32,
+        command: String,
+    },
 }
 
 /// Looks an interface up.
@@ -154,19 +165,34 @@ pub fn check_nic(nic: &NicConfig, force_default_route: bool) -> Result<Interface
     if interface.default_route && !force_default_route {
         return Err(HostError::DefaultRoute { ifname });
     }
-    match nic.queues {
-        Some(asked) if asked > interface.rx_queues => Err(HostError::TooManyQueues {
-            ifname,
-            asked,
-            has: interface.rx_queues,
-        }),
-        Some(asked) if asked < interface.rx_queues => Err(HostError::UncoveredQueues {
-            ifname,
-            asked,
-            has: interface.rx_queues,
-        }),
-        _ => Ok(interface),
+    if !nic.set_channels {
+        check_queues(&interface, nic.queues)?;
     }
+    Ok(interface)
+}
+
+/// Refuses a number of queues that would leave receive queues without a socket, or sockets without a queue.
+pub fn check_queues(interface: &Interface, asked: Option<u32>) -> Result<(), HostError> {
+    let has = interface.rx_queues;
+    let Some(asked) = asked.filter(|asked| *asked != has) else {
+        return Ok(());
+    };
+    let ifname = interface.name.clone();
+    let command = channels::command_for(interface.index, &ifname, asked);
+    Err(match asked > has {
+        true => HostError::TooManyQueues {
+            ifname,
+            asked,
+            has,
+            command,
+        },
+        false => HostError::UncoveredQueues {
+            ifname,
+            asked,
+            has,
+            command,
+        },
+    })
 }
 
 fn existing() -> String {

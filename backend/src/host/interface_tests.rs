@@ -14,6 +14,7 @@ fn nic(ifname: &str, queues: Option<u32>) -> NicConfig {
         zerocopy: ZeroCopy::Auto,
         attach: AttachMode::Auto,
         weight: 1,
+        set_channels: false,
     }
 }
 
@@ -103,11 +104,17 @@ fn a_veth_is_looked_up_and_its_faults_are_told() {
         );
         refused(
             &nic("up0", Some(3)),
-            &["queues=3", "has 2", "ethtool -L up0 combined 3"],
+            &["queues=3", "has 2", "ethtool -L up0 rx 3"],
         );
         refused(
             &nic("up0", Some(1)),
-            &["queues=1", "2 receive queues", "uncovered"],
+            &[
+                "queues=1",
+                "2 receive queues",
+                "uncovered",
+                "ethtool -L up0 rx 1",
+                "set-channels=on",
+            ],
         );
 
         ip("address add 10.9.8.1/24 dev up0");
@@ -124,6 +131,80 @@ fn a_veth_is_looked_up_and_its_faults_are_told() {
             &nic("up0", None),
             &["belongs to br0", "ip link set dev up0 nomaster"],
         );
+    });
+}
+
+#[test]
+fn channels_are_set_and_restored() {
+    use crate::host::channels::{ChannelsError, rx_queues, set};
+
+    in_namespace(|| {
+        ip("link add up0 numrxqueues 4 numtxqueues 4 type veth peer name peer0");
+        ip("link set up0 up");
+        let index = lookup("up0").unwrap().index;
+        let before = rx_queues("up0").unwrap();
+        let wanted = if before == 2 { 3 } else { 2 };
+        let guard = set(index, "up0", wanted).unwrap().expect("something to change");
+        assert_eq!(rx_queues("up0"), Some(wanted));
+        assert!(set(index, "up0", wanted).unwrap().is_none(), "it is so already");
+        let error = set(index, "up0", 5).unwrap_err();
+        assert!(matches!(error, ChannelsError::TooMany { max: 4, .. }), "{error}");
+        drop(guard);
+        assert_eq!(rx_queues("up0"), Some(before));
+
+        let guard = set(index, "up0", wanted).unwrap();
+        ip("link del up0");
+        drop(guard);
+        ip("link add br0 type bridge");
+        let bridge = lookup("br0").unwrap().index;
+        let error = set(bridge, "br0", 2).unwrap_err();
+        assert!(error.to_string().contains("leave `set-channels` out"), "{error}");
+    });
+}
+
+#[test]
+fn changes_of_links_are_heard() {
+    use crate::host::netlink::link::{Link, LinkEvent, LinkWatch, all};
+
+    in_namespace(|| {
+        ip("link add up0 type veth peer name peer0");
+        let mut watch = LinkWatch::open().unwrap();
+        let index = lookup("up0").unwrap().index;
+        let mut heard = || {
+            let mut events = Vec::new();
+            watch.drain(64, &mut events).unwrap();
+            events
+        };
+        assert_eq!(heard(), []);
+        ip("link set up0 name renamed0 mtu 1400 address 02:00:00:00:00:99");
+        ip("link add br0 type bridge");
+        ip("link set renamed0 master br0");
+        let last = heard().into_iter().rev().find_map(|event| match event {
+            LinkEvent::Now(link) if link.index == index => Some(link),
+            _ => None,
+        });
+        let Link {
+            name,
+            mtu,
+            mac,
+            master,
+            kind,
+            ..
+        } = last.unwrap();
+        assert_eq!(
+            (name.as_str(), mtu, kind.as_deref()),
+            ("renamed0", 1400, Some("veth"))
+        );
+        assert_eq!(mac.unwrap().to_string(), "02:00:00:00:00:99");
+        assert_eq!(master, Some(lookup("br0").unwrap().index));
+        ip("link set renamed0 nomaster");
+        assert!(
+            !heard().contains(&LinkEvent::Gone(index)),
+            "no port of a bridge any more, but there"
+        );
+        ip("link del renamed0");
+        assert!(heard().contains(&LinkEvent::Gone(index)));
+        assert!(all().unwrap().iter().any(|link| link.name == "br0"));
     });
 }
 

@@ -32,43 +32,76 @@ pub enum PrivilegeError {
 /// Checks the calling thread's effective capabilities. Needed only when there are NICs; `locked_bytes` is the memory
 /// that AF_XDP will account: the size of frame memory times the number of NIC queues that it is registered with.
 pub fn check(locked_bytes: u64) -> Result<(), PrivilegeError> {
-    let read = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/{name}")).unwrap_or_default();
-    check_texts(&read("status"), &read("limits"), locked_bytes)
+    check_texts(&own("status"), &own("limits"), locked_bytes)
 }
 
-fn check_texts(status: &str, limits: &str, locked_bytes: u64) -> Result<(), PrivilegeError> {
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    // Without procfs nothing is known here; the calls themselves will then tell.
-    let Some(effective) = effective else { return Ok(()) };
-    let has = |capability: u32| effective >> capability & 1 == 1;
-    let missing: Vec<&str> = [
+/// Capabilities that driving a NIC takes and that the calling thread lacks.
+#[must_use]
+pub fn missing() -> Vec<String> {
+    let effective = effective(&own("status")).unwrap_or(u64::MAX);
+    missing_of(effective).into_iter().map(str::to_owned).collect()
+}
+
+/// Whether the calling thread may lock memory beyond its limit.
+#[must_use]
+pub fn may_lock_memory() -> bool {
+    effective(&own("status")).is_none_or(|effective| has(effective, CAP_IPC_LOCK))
+}
+
+/// A soft limit of the calling thread by its name in `/proc/self/limits`; `None`: unlimited, or not known.
+#[must_use]
+pub fn limit(name: &str) -> Option<u64> {
+    limit_of(&own("limits"), name)
+}
+
+fn own(file: &str) -> String {
+    std::fs::read_to_string(format!("/proc/thread-self/{file}")).unwrap_or_default()
+}
+
+fn effective(status: &str) -> Option<u64> {
+    let hex = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(hex.trim(), 16).ok()
+}
+
+fn has(effective: u64, capability: u32) -> bool {
+    effective >> capability & 1 == 1
+}
+
+fn missing_of(effective: u64) -> Vec<&'static str> {
+    let has = |capability| has(effective, capability);
+    [
         (has(CAP_NET_ADMIN), "CAP_NET_ADMIN"),
         (has(CAP_NET_RAW), "CAP_NET_RAW"),
         (has(CAP_BPF) || has(CAP_SYS_ADMIN), "CAP_BPF"),
     ]
     .into_iter()
     .filter_map(|(there, name)| (!there).then_some(name))
-    .collect();
+    .collect()
+}
+
+fn check_texts(status: &str, limits: &str, locked_bytes: u64) -> Result<(), PrivilegeError> {
+    // Without procfs nothing is known here; the calls themselves will then tell.
+    let Some(effective) = effective(status) else {
+        return Ok(());
+    };
+    let missing = missing_of(effective);
     if !missing.is_empty() {
         return Err(PrivilegeError::Missing(missing.join(" ")));
     }
-    match memlock_limit(limits) {
-        Some(limit) if !has(CAP_IPC_LOCK) && limit < locked_bytes => Err(PrivilegeError::LockedMemory {
-            needed: locked_bytes,
-            limit,
-        }),
+    match limit_of(limits, "Max locked memory") {
+        Some(limit) if !has(effective, CAP_IPC_LOCK) && limit < locked_bytes => {
+            Err(PrivilegeError::LockedMemory {
+                needed: locked_bytes,
+                limit,
+            })
+        }
         _ => Ok(()),
     }
 }
 
-/// The soft limit in bytes; `None`: unlimited, or not known.
-fn memlock_limit(limits: &str) -> Option<u64> {
-    let line = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max locked memory"))?;
+/// A soft limit; `None`: unlimited, or not known.
+fn limit_of(limits: &str, name: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
 }
 

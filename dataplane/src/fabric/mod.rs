@@ -43,6 +43,8 @@ pub struct Fabric {
     pub vlan_aware: bool,
     /// Addresses of the NICs, which no port may take.
     pub nic_macs: Box<[Mac]>,
+    /// Addresses of the host's other interfaces, which no port may learn.
+    pub host_macs: Arc<[Mac]>,
     /// For each worker, what it polls.
     pub shares: Box<[Share]>,
 }
@@ -113,8 +115,15 @@ impl Fabric {
             macs,
             vlan_aware,
             nic_macs,
+            host_macs: Arc::default(),
             shares: shares.into(),
         }
+    }
+
+    /// The same, with addresses that no port may learn.
+    #[must_use]
+    pub fn with_host_macs(self, host_macs: Arc<[Mac]>) -> Fabric {
+        Fabric { host_macs, ..self }
     }
 
     /// The port with this address that frames of `vlan` may reach.
@@ -133,11 +142,37 @@ impl Fabric {
         })
     }
 
-    /// Whether the guest of `port` may take `mac` as its own: a unicast address that no NIC has, and no other port that it could
-    /// meet.
+    /// Whether the guest of `port` may take `mac` as its own: a unicast address that no interface of the host has, and no other
+    /// port that it could meet.
     #[must_use]
     pub fn may_learn(&self, port: &Port, mac: Mac) -> bool {
         let taken = |other: &Port| other.mac == Some(mac) && !other.vlan.is_apart_from(&port.vlan);
-        !mac.is_group() && !mac.is_zero() && !self.nic_macs.contains(&mac) && !self.ports.iter().any(taken)
+        !mac.is_group()
+            && !mac.is_zero()
+            && !self.nic_macs.contains(&mac)
+            && !self.host_macs.contains(&mac)
+            && !self.ports.iter().any(taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_unowned_unicast_address_may_be_learned() {
+        let mac = |last| Mac([2, 0, 0, 0, 0, last]);
+        let port = |index, mac| {
+            let state = Arc::new(PortState::new(index, "a".into(), 1, 1));
+            Port::new(state, mac, Vec::new())
+        };
+        let ports = vec![port(0, Some(mac(1))), port(1, None)];
+        let fabric = Fabric::new(1, ports, Vec::new(), 1).with_host_macs([mac(2)].into());
+        let learner = &fabric.ports[1];
+        assert!(!fabric.may_learn(learner, mac(1)), "another port's");
+        assert!(!fabric.may_learn(learner, mac(2)), "the host's");
+        assert!(!fabric.may_learn(learner, Mac([3, 0, 0, 0, 0, 3])), "a group");
+        assert!(!fabric.may_learn(learner, Mac::default()));
+        assert!(fabric.may_learn(learner, mac(3)));
     }
 }

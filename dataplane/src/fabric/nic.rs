@@ -1,6 +1,7 @@
 //! A host NIC as the workers see it.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use vnic_lb::mac::Mac;
@@ -24,6 +25,17 @@ pub struct NicState {
     pub id: String,
     /// Per-worker counters.
     pub counters: PerWorker<NicCounters>,
+    /// Bytes of the largest payload, as it is now.
+    pub mtu: AtomicU32,
+}
+
+impl NicState {
+    /// The longest frame that can leave by it: addresses, type and up to two VLAN tags come before the payload.
+    #[must_use]
+    pub fn max_frame(&self) -> usize {
+        const BEFORE_PAYLOAD: u32 = 14 + 2 * 4;
+        self.mtu.load(Ordering::Relaxed).saturating_add(BEFORE_PAYLOAD) as usize
+    }
 }
 
 /// The sending side of one queue, with room for the burst that is being sent.

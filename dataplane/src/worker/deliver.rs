@@ -176,6 +176,12 @@ impl Context {
             frames.drain(..).for_each(|frame| self.stock.chunks.free(frame));
             return;
         };
+        // Only the NIC knows its MTU: the guest's is what its driver was told.
+        let longest = nic.state.max_frame();
+        for frame in frames.extract_if(.., |frame| frame.len() > longest) {
+            drops.add(DropReason::TooLong, 1);
+            self.stock.chunks.free(frame);
+        }
         let outcome = queue.tx.put(&mut self.stock, frames, |sender, chunks, frames| {
             drops.add(DropReason::NicRingFull, sender.send(chunks, frames));
         });
@@ -264,12 +270,20 @@ impl Context {
             .filter(|ring| !ring.is_broken())
     }
 
+    /// Takes errors off the sockets of the share, which would else end every sleep at once.
+    pub(super) fn clear_errors(&self, fabric: &Fabric) {
+        let groups = fabric.shares[self.index].groups.iter();
+        for group in groups.filter_map(|nic| fabric.nics[*nic].group.as_ref()) {
+            if let Ok(tap) = group.try_lock() {
+                tap.clear_error();
+            }
+        }
+    }
+
     /// Whether a NIC queue that this worker looks after still has frames in flight.
     pub(super) fn in_flight(&self, fabric: &Fabric) -> bool {
-        self.senders(fabric).any(|tx| {
-            tx.try_lock()
-                .is_none_or(|sender| sender.tx().in_flight() > 0)
-        })
+        self.senders(fabric)
+            .any(|tx| tx.try_lock().is_none_or(|sender| sender.tx().in_flight() > 0))
     }
 
     /// Looks after what this worker sent by queues of other shares; returns whether it must do so again at once.

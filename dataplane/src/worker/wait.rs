@@ -132,7 +132,13 @@ impl Waiter {
         if slept {
             let mut events = [EpollEvent::default(); 16];
             // An error (EINTR) is a wake-up like any other: the next turn looks at everything.
-            let _ = self.epoll.wait(timeout, &mut events);
+            let count = self.epoll.wait(timeout, &mut events).unwrap_or(0);
+            if events[..count]
+                .iter()
+                .any(|event| event.event_set().contains(EventSet::ERROR))
+            {
+                context.clear_errors(fabric);
+            }
             // Non-blocking: fails when somebody else's event woke us.
             let _ = self.shared.wake[self.worker].read();
         }

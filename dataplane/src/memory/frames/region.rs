@@ -62,7 +62,15 @@ impl Region {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| io::Error::other("mapped at address 0"))?;
-        Ok((Region { base, bytes, huge }, fd))
+        let region = Region { base, bytes, huge };
+        // MAP_POPULATE keeps quiet about pages that cannot be had (a control group's limit), and the first access would then be
+        // SIGBUS; this tells. EINVAL: a kernel before 5.14.
+        // SAFETY: the range is the mapping just made, and populating changes no byte of it.
+        let outcome = unsafe { libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_POPULATE_WRITE) };
+        match io::Error::last_os_error() {
+            error if outcome < 0 && error.raw_os_error() != Some(libc::EINVAL) => Err(error),
+            _ => Ok((region, fd)),
+        }
     }
 
     pub(super) fn huge(&self) -> bool {

@@ -1,0 +1,66 @@
+//! docs/troubleshooting.md has every error message of the daemon.
+
+use std::path::{Path, PathBuf};
+
+fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        if path.is_dir() {
+            sources(&path, out);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            out.push(path);
+        }
+    }
+}
+
+/// The texts of all `#[error("...")]`, as one line each.
+fn messages(source: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for after in source.split("#[error(").skip(1) {
+        let Some(text) = after.trim_start().strip_prefix('"') else {
+            continue;
+        };
+        let end = text
+            .char_indices()
+            .find(|(at, letter)| *letter == '"' && !text[..*at].ends_with('\\'))
+            .map_or(text.len(), |(at, _)| at);
+        // A backslash at a line's end joins it with the next, without that one's indentation.
+        let mut message = String::new();
+        for line in text[..end].split_inclusive('\n') {
+            match line.strip_suffix("\\\n") {
+                Some(line) if message.is_empty() => message.push_str(line),
+                Some(line) => message.push_str(line.trim_start()),
+                None if message.is_empty() => message.push_str(line),
+                None => message.push_str(line.trim_start()),
+            }
+        }
+        found.push(message);
+    }
+    found
+}
+
+/// The longest part of a message that is the same whatever it names.
+fn fixed_part(message: &str) -> &str {
+    let parts = message.split(['{', '}']).step_by(2);
+    parts.max_by_key(|part| part.len()).unwrap_or_default().trim()
+}
+
+#[test]
+fn every_error_is_in_the_troubleshooting_page() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let page = std::fs::read_to_string(root.join("docs/troubleshooting.md")).unwrap();
+    let mut files = Vec::new();
+    for folder in ["backend/src", "dataplane/src", "lb/src"] {
+        sources(&root.join(folder), &mut files);
+    }
+    let all: Vec<String> = files
+        .iter()
+        .flat_map(|file| messages(&std::fs::read_to_string(file).unwrap()))
+        .collect();
+    assert!(all.len() > 100, "messages are not found any more");
+    let missing: Vec<&String> = all
+        .iter()
+        .filter(|message| !page.contains(fixed_part(message)))
+        .collect();
+    assert!(missing.is_empty(), "not in docs/troubleshooting.md: {missing:#?}");
+}
