@@ -275,10 +275,12 @@ impl Lab {
                 index,
                 id: format!("nic{index}"),
                 counters: PerWorker::new(self.engine.workers()),
+                mtu: 1500.into(),
             }),
             mac: nic_mac(index),
             queues: Box::new([queue]),
             group: None,
+            partial_checksums: false,
         }));
         self.balancer.alive().set(index, true);
     }
