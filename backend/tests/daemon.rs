@@ -1,6 +1,9 @@
 //! vnicd as a process, without NICs, against front-ends that misbehave for long.
 
-#[allow(dead_code, reason = "only the messages are used here, not the port in this process")]
+#[allow(
+    dead_code,
+    reason = "only the messages are used here, not the port in this process"
+)]
 mod vhost_support;
 
 use std::fs::{self, File};
@@ -75,7 +78,11 @@ impl Vnicd {
 
     fn limit_fds(&self, limit: &str) {
         let status = Command::new("prlimit")
-            .args(["--pid", &self.child.id().to_string(), &format!("--nofile={limit}")])
+            .args([
+                "--pid",
+                &self.child.id().to_string(),
+                &format!("--nofile={limit}"),
+            ])
             .status()
             .expect("prlimit");
         assert!(status.success());
@@ -165,16 +172,26 @@ fn front_ends_without_end_leak_nothing_and_do_not_fill_the_log() {
         let stream = daemon.connect("a");
         match round % 4 {
             // Half a message, with fds.
-            0 => send(&stream, &message(5, 1, &[0; 40])[..20], &junk.iter().collect::<Vec<_>>()),
+            0 => send(
+                &stream,
+                &message(5, 1, &[0; 40])[..20],
+                &junk.iter().collect::<Vec<_>>(),
+            ),
             // A kick for a ring that is none.
             1 => send(&stream, &message(12, 1, &words(&[77])), &[&junk[0]]),
             // Memory without its fd.
-            2 => send(&stream, &message(5, 1, &[state(1, 0), words(&[0; 4])].concat()), &[]),
+            2 => send(
+                &stream,
+                &message(5, 1, &[state(1, 0), words(&[0; 4])].concat()),
+                &[],
+            ),
             // Gone at once.
             _ => {}
         }
     }
-    wait_for("all fds to be closed", || (daemon.open_fds() <= before).then_some(()));
+    wait_for("all fds to be closed", || {
+        (daemon.open_fds() <= before).then_some(())
+    });
     daemon.serves("a");
     daemon.serves("b");
     daemon.ends_well();
@@ -220,7 +237,9 @@ fn a_front_end_that_goes_while_its_rings_are_taken_back_is_forgotten() {
             drop(front_end);
             drop(waiting);
         }
-        wait_for("all fds to be closed", || (daemon.open_fds() <= before).then_some(()));
+        wait_for("all fds to be closed", || {
+            (daemon.open_fds() <= before).then_some(())
+        });
         daemon.serves("a");
         daemon.ends_well();
     }
@@ -260,7 +279,9 @@ fn without_free_descriptors_front_ends_wait_and_the_log_stays_small() {
     daemon.limit_fds("3:4096");
     let mut stream = daemon.connect("a");
     stream.write_all(&message(1, 1, &[])).expect("room in the socket");
-    wait_for("the complaint", || daemon.log().contains("ulimit -n").then_some(()));
+    wait_for("the complaint", || {
+        daemon.log().contains("ulimit -n").then_some(())
+    });
     // Time for a loop that never waits to fill the log.
     std::thread::sleep(Duration::from_millis(300));
     assert!(daemon.log().matches("ulimit -n").count() <= 2, "{}", daemon.log());
@@ -281,7 +302,10 @@ fn stale_sockets_are_replaced_and_live_ones_left_alone() {
         let path = |name: &str| folder.join(name).display().to_string();
         Command::new(env!("CARGO_BIN_EXE_vnicd"))
             .args(["--port", &format!("name=a,socket={}", path(port))])
-            .args(["--port", &format!("name=b,socket={}", path(&format!("other-{port}")))])
+            .args([
+                "--port",
+                &format!("name=b,socket={}", path(&format!("other-{port}"))),
+            ])
             .args(["--control", &path(control)])
             .stderr(File::create(folder.join(format!("log-{port}-{control}"))).expect("a log"))
             .spawn()

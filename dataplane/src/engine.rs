@@ -122,7 +122,9 @@ pub enum EngineError {
         source: io::Error,
     },
     /// A worker would have nothing to wait on.
-    #[error("cannot make an epoll set for worker {worker}: {source}; raise the limit of open files (ulimit -n)")]
+    #[error(
+        "cannot make an epoll set for worker {worker}: {source}; raise the limit of open files (ulimit -n)"
+    )]
     Epoll {
         /// Which.
         worker: usize,

@@ -274,10 +274,7 @@ impl Daemon {
         let watched = self
             .events
             .watch(Source::FrontEnd(at), port.interest())
-            .and_then(|()| {
-                self.events
-                    .watch(Source::Listener(at), port.listener_interest())
-            });
+            .and_then(|()| self.events.watch(Source::Listener(at), port.listener_interest()));
         if let Err(error) = watched {
             warn!(port = port.state.name, "cannot watch for the front-end: {error}");
         }

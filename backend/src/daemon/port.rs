@@ -173,7 +173,10 @@ impl PortRuntime {
                 }
                 Err(error) => {
                     if let Some(withheld) = self.log.take(Instant::now()) {
-                        warn!(port = self.state.name, withheld, "cannot serve a front-end: {error}");
+                        warn!(
+                            port = self.state.name,
+                            withheld, "cannot serve a front-end: {error}"
+                        );
                     }
                 }
             },
@@ -283,7 +286,10 @@ impl PortRuntime {
             if fault.is_clean_close() {
                 info!(port = self.state.name, withheld, "front-end disconnected");
             } else {
-                warn!(port = self.state.name, withheld, "front-end disconnected: {fault}");
+                warn!(
+                    port = self.state.name,
+                    withheld, "front-end disconnected: {fault}"
+                );
             }
         }
         self.connection = None;

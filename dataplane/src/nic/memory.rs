@@ -102,7 +102,9 @@ pub fn waitable_pair(
     depth: usize,
 ) -> io::Result<(MemoryRx, MemoryTx, MemoryPeer)> {
     let mut wire = Wire::new(nic, memory, depth);
-    wire.announced = Some(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
+    wire.announced = Some(EventFd::from_flags(
+        EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC,
+    )?);
     Ok(ends(wire))
 }
 

@@ -226,10 +226,8 @@ impl Context {
 
     /// Whether a NIC queue that this worker looks after still has frames in flight.
     pub(super) fn in_flight(&self, fabric: &Fabric) -> bool {
-        self.senders(fabric).any(|tx| {
-            tx.try_lock()
-                .is_none_or(|sender| sender.tx().in_flight() > 0)
-        })
+        self.senders(fabric)
+            .any(|tx| tx.try_lock().is_none_or(|sender| sender.tx().in_flight() > 0))
     }
 
     /// Looks after what this worker sent by queues of other shares; returns whether it must do so again at once.

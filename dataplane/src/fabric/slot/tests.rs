@@ -40,7 +40,10 @@ fn a_burst_comes_after_all_that_was_handed_off_before_it() {
     );
     drop(held);
     let mut frames = burst(&mut stock, 201..=210);
-    assert_eq!(shared.put(&mut stock, &mut frames, collect), PutOutcome::default());
+    assert_eq!(
+        shared.put(&mut stock, &mut frames, collect),
+        PutOutcome::default()
+    );
     assert_eq!(*shared.lock(), (1..=210).collect::<Vec<_>>());
 }
 
@@ -64,7 +67,10 @@ fn who_leaves_frames_behind_is_told_to_come_back() {
     });
     assert!(outcome.owing);
     assert!(shared.has_handed_off());
-    assert_eq!(shared.put(&mut mine, &mut Vec::new(), collect), PutOutcome::default());
+    assert_eq!(
+        shared.put(&mut mine, &mut Vec::new(), collect),
+        PutOutcome::default()
+    );
     assert!(!shared.has_handed_off());
     let seen = shared.lock().clone();
     assert_eq!(seen, std::iter::once(1000).chain(1..=pushed).collect::<Vec<_>>());

@@ -96,7 +96,11 @@ fn once_settled_no_worker_holds_a_stopped_ring() {
             let (rx, tx) = lab.guests[1].stop();
             lab.publish();
             // Nobody can reach the rings any more, so nobody can use the memory behind them.
-            assert_eq!((Arc::strong_count(&rx), Arc::strong_count(&tx)), (1, 1), "round {round}");
+            assert_eq!(
+                (Arc::strong_count(&rx), Arc::strong_count(&tx)),
+                (1, 1),
+                "round {round}"
+            );
             rx.engine.clear(&mut ChunkCache::new(Arc::clone(&lab.memory)));
             lab.guests[1].received();
             lab.guests[1].start((rx, tx));
@@ -147,7 +151,10 @@ fn thousands_of_publications_under_traffic_lose_nothing() {
             0 => Vec::new(),
             missing => lab.receive_all(1, missing),
         };
-        assert_eq!(frames.iter().map(|frame| tag(frame)).collect::<VecDeque<_>>(), last);
+        assert_eq!(
+            frames.iter().map(|frame| tag(frame)).collect::<VecDeque<_>>(),
+            last
+        );
         lab.end();
     }
 }

@@ -18,10 +18,18 @@ fn sessions_leave_by_their_nic_and_come_back_by_any() {
                 lab.send(0, &udp(STRANGER, guest_mac(0), session, round));
                 let (nic, frame) = lab.collect_any();
                 assert_eq!(frame, udp(STRANGER, guest_mac(0), session, round));
-                assert_eq!(*nic_of.entry(session).or_insert(nic), nic, "session {session} moved");
+                assert_eq!(
+                    *nic_of.entry(session).or_insert(nic),
+                    nic,
+                    "session {session} moved"
+                );
             }
         }
-        assert_eq!(nic_of.values().collect::<HashSet<_>>().len(), 2, "both NICs are used");
+        assert_eq!(
+            nic_of.values().collect::<HashSet<_>>().len(),
+            2,
+            "both NICs are used"
+        );
         for nic in [0, 1] {
             let answer = udp(guest_mac(0), STRANGER, 7, 1);
             lab.inject(nic, &answer);
