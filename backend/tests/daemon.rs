@@ -222,7 +222,12 @@ fn a_front_end_that_goes_while_its_rings_are_taken_back_is_forgotten() {
         daemon.serves("a");
         let before = daemon.open_fds();
         for round in 0..100 {
-            let front_end = run_rings(daemon.connect("a"), 0x3000);
+            // Not one that is turned away because the last has not been forgotten yet.
+            let stream = wait_for("a connection that is served", || {
+                let mut stream = daemon.connect("a");
+                get_features(&mut stream).then_some(stream)
+            });
+            let front_end = run_rings(stream, 0x3000);
             if round % 2 == 0 {
                 // GET_VRING_BASE: answered when the workers have let go, if anybody still listens.
                 send(&front_end.stream, &message(11, 1, &state(0, 0)), &[]);
@@ -297,31 +302,36 @@ fn stale_sockets_are_replaced_and_live_ones_left_alone() {
         let path = |name: &str| folder.join(name).display().to_string();
         Command::new(env!("CARGO_BIN_EXE_vnicd"))
             .args(["--port", &format!("name=a,socket={}", path(port))])
-            .args(["--port", &format!("name=b,socket={}", path("other.sock"))])
+            .args([
+                "--port",
+                &format!("name=b,socket={}", path(&format!("other-{port}"))),
+            ])
             .args(["--control", &path(control)])
-            .stderr(File::create(folder.join("second")).expect("a log"))
+            .stderr(File::create(folder.join(format!("log-{port}-{control}"))).expect("a log"))
             .spawn()
             .expect("vnicd")
     };
     let folder = killed.folder.path();
     let mut again = run(folder, "a.sock", "control.sock");
-    let said = || fs::read_to_string(folder.join("second")).expect("a log");
+    let said = |port: &str, control: &str| {
+        fs::read_to_string(folder.join(format!("log-{port}-{control}"))).expect("a log")
+    };
     wait_for("a start over stale sockets", || {
-        said().contains("ready").then_some(())
+        said("a.sock", "control.sock").contains("ready").then_some(())
     });
-    let first_log = said();
     for (port, control, named) in [
         ("a.sock", "c2.sock", "a.sock"),
         ("p2.sock", "control.sock", "control.sock"),
     ] {
         let mut second = run(folder, port, control);
         let status = wait_for("a refusal", || second.try_wait().expect("a child"));
-        assert_eq!(status.code(), Some(1), "{}", said());
-        assert!(said().contains(named) && said().contains("in use"), "{}", said());
+        let said = said(port, control);
+        assert_eq!(status.code(), Some(1), "{said}");
+        assert!(said.contains(named) && said.contains("in use"), "{said}");
     }
     assert!(!folder.join("p2.sock").exists() && !folder.join("c2.sock").exists());
     let mut stream = UnixStream::connect(folder.join("a.sock")).expect("the first still listens");
-    assert!(get_features(&mut stream), "{first_log}");
+    assert!(get_features(&mut stream));
     again.kill().expect("a kill");
     again.wait().expect("an end");
 }

@@ -54,6 +54,10 @@ impl Call {
 }
 
 /// The front-end chose the flags of its eventfd; a full counter must not block a worker. A failure leaves things as they are.
+///
+/// The flags belong to the open file, which the front-end shares: one that clears the flag again and fills the counter can still block
+/// a worker. Asking first (poll, or the flags once more) would leave the same gap, eventfds cannot be opened anew, and their write
+/// takes no RWF_NOWAIT.
 fn set_nonblocking(fd: &EventFd) {
     // SAFETY: fcntl with these commands touches no memory of ours.
     unsafe {
