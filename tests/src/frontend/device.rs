@@ -93,6 +93,8 @@ impl Device {
         for index in 0..2 * pairs {
             frontend.set_vring_enable(index, true)?;
         }
+        // Answered in order: what is sent before a ring is enabled would be dropped.
+        frontend.get_features()?;
         let calls = Epoll::new()?;
         for queue in queues.iter().step_by(2) {
             let fd = queue.call.as_raw_fd();
