@@ -143,7 +143,8 @@ mod tests {
 
     #[test]
     fn contradictions_are_told() {
-        let cases: &[(&[(&str, &str)], &[&str])] = &[
+        type Variables<'a> = &'a [(&'a str, &'a str)];
+        let cases: &[(Variables, &[&str])] = &[
             (
                 &[("LISTEN_PID", "x"), ("LISTEN_FDS", "1")],
                 &["LISTEN_PID=x", "not a number"],
