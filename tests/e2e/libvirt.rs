@@ -125,7 +125,7 @@ fn libvirt_starts_the_example_and_its_traffic_passes() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let arguments = [
         "--port",
-        "name=web,socket=activation,mac=52:54:00:00:00:01,queues=2",
+        "name=web,socket=activation,mac=52:54:00:00:00:01",
         "--nic",
         "up0",
         "--nic",
@@ -158,13 +158,16 @@ fn libvirt_starts_the_example_and_its_traffic_passes() -> Result<()> {
             addresses,
             mac: None,
             mtu: None,
-            queue_pairs: Some(2),
+            queue_pairs: None,
         },
         LIMIT,
     )?;
     let stats = || {
         let control = folder.path().join("control.sock");
-        run(Program::new(binary("vnic")?).arg("--control").arg(control).arg("stats"))
+        run(Program::new(binary("vnic")?)
+            .arg("--control")
+            .arg(control)
+            .arg("stats"))
     };
     wait_for("answers from the guest", LIMIT, PACE, || {
         Ok((ping_from(&fabric.peer, &guest_ipv4(0), 1, 1400)? == 1).then_some(()))
