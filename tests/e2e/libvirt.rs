@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use vnic_tests::agent::{AgentClient, Command, Reply};
-use vnic_tests::binaries::source_root;
+use vnic_tests::binaries::{binary, source_root};
 use vnic_tests::fabric::{Fabric, PEER_IPV4};
 use vnic_tests::lag::Distribution;
 use vnic_tests::lock::MachineLock;
@@ -125,7 +125,7 @@ fn libvirt_starts_the_example_and_its_traffic_passes() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let arguments = [
         "--port",
-        "name=web,socket=activation,mac=52:54:00:00:00:01,queues=2",
+        "name=web,socket=activation,mac=52:54:00:00:00:01",
         "--nic",
         "up0",
         "--nic",
@@ -158,11 +158,21 @@ fn libvirt_starts_the_example_and_its_traffic_passes() -> Result<()> {
             addresses,
             mac: None,
             mtu: None,
-            queue_pairs: Some(2),
+            queue_pairs: None,
         },
         LIMIT,
     )?;
-    assert_eq!(ping_from(&fabric.peer, &guest_ipv4(0), 3, 1400)?, 3);
+    let stats = || {
+        let control = folder.path().join("control.sock");
+        run(Program::new(binary("vnic")?)
+            .arg("--control")
+            .arg(control)
+            .arg("stats"))
+    };
+    wait_for("answers from the guest", LIMIT, PACE, || {
+        Ok((ping_from(&fabric.peer, &guest_ipv4(0), 1, 1400)? == 1).then_some(()))
+    })
+    .with_context(|| format!("{:?}\n{}", stats(), tail(daemon.process().log(), 30)))?;
     let _server = fabric.peer.run(|| Ok(BulkServer::start(9)?))?;
     let plan = BulkPlan {
         target: endpoint(PEER_IPV4, 9)?,
