@@ -276,6 +276,25 @@ fn wait_running(daemon: &Daemon, queues: usize) -> Result<()> {
     })
 }
 
+#[test]
+fn the_comparison_sees_what_is_wrong() -> Result<()> {
+    let sent: Vec<Vec<u8>> = (0..2 * FLOWS)
+        .map(|number| frame(number, 100, STRANGER, STRANGER))
+        .collect();
+    assert_eq!(check_received(&sent, &by_queue(&sent, 2))?, sent.len());
+    let fails = |frames: Vec<Vec<u8>>| check_received(&sent, &[frames]).is_err();
+    let mut damaged = sent[1].clone();
+    damaged[99] ^= 1;
+    assert!(fails(vec![damaged]), "damage");
+    assert!(fails(vec![sent[1][..99].to_vec()]), "a frame cut off");
+    assert!(fails(vec![sent[1].clone(), sent[1].clone()]), "a frame twice");
+    assert!(
+        fails(vec![sent[FLOWS].clone(), sent[0].clone()]),
+        "a flow out of order"
+    );
+    Ok(())
+}
+
 /// Nothing but the number of queue pairs and workers.
 fn every_size_arrives(workers: u32, queues: usize) -> Result<()> {
     Two::set(workers, queues, 1, |_| {})?.exchange_all()
@@ -321,6 +340,7 @@ fn every_size_arrives_in_small_buffers() -> Result<()> {
     Two::set(2, 1, 1, adjust)?.exchange_all()
 }
 
+/// With huge pages the driver adds to its memory as it starts, while its rings already run.
 #[test]
 fn every_size_arrives_in_memory_of_huge_pages() -> Result<()> {
     Two::set(2, 2, 1, |options| options.huge_pages = true)?.exchange_all()

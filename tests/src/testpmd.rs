@@ -37,7 +37,8 @@ pub struct TestpmdOptions {
     pub files: Vec<String>,
     /// Packet buffers, and the bytes of each if not as many as a whole frame needs.
     pub buffers: (u32, Option<u32>),
-    /// Memory on 2 MiB huge pages rather than ordinary ones.
+    /// Memory on 2 MiB huge pages rather than ordinary ones, taken as needed: the driver changes its memory table while its
+    /// rings run.
     pub huge_pages: bool,
     /// Further arguments of DPDK's environment layer.
     pub environment: Vec<String>,
@@ -124,12 +125,12 @@ impl Testpmd {
 
         // Its output is read while it runs.
         let mut command = Command::new("stdbuf");
-        command.args(["-oL", "dpdk-testpmd", "--no-pci", "--no-telemetry", "-m", "128"]);
+        command.args(["-oL", "dpdk-testpmd", "--no-pci", "--no-telemetry"]);
         if options.huge_pages {
-            // Without these the memory would be more files than a vhost-user message can carry.
+            // Separate files would be more than a vhost-user message can carry.
             command.args(["--in-memory", "--single-file-segments"]);
         } else {
-            command.args(["--no-huge", "--no-shconf"]);
+            command.args(["--no-huge", "--no-shconf", "-m", "128"]);
         }
         // Two threads that the scheduler may place: the machine has other work on its cores.
         command.args(["--lcores", "0@(0-1),1@(0-1)"]);

@@ -131,7 +131,10 @@ pub enum Refusal {
     #[error("was not negotiated")]
     NotNegotiated,
     /// There is no such ring.
-    #[error("names ring {ring}, but this port has {rings} rings (two per queue pair)")]
+    #[error(
+        "names ring {ring}, but this port has {rings} rings (two per queue pair): give the port more with its `queues=`, or \
+         the front-end fewer queue pairs"
+    )]
     NoSuchRing {
         /// The index, at full width.
         ring: u32,
