@@ -3,7 +3,7 @@
 use super::{Finding, Findings, Level};
 use crate::host::survey::HostFacts;
 
-/// Kernels by what they brought (ADR 4, docs/architecture.md).
+/// Kernels by what they brought; the first takes XDP programs that handle frames of several buffers.
 const NEEDED: (u32, u32) = (5, 18);
 const MULTI_BUFFER: (u32, u32) = (6, 6);
 const TX_METADATA: (u32, u32) = (6, 8);
