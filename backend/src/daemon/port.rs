@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tracing::{debug, info, warn};
 use vnic_dataplane::fabric::{Port, PortState, QueuePair, Ring};
 use vnic_dataplane::memory::frames::ChunkCache;
-use vnic_dataplane::virtq::SplitRing;
+use vnic_dataplane::virtq;
 use vnic_lb::mac::Mac;
 
 use crate::host::socket::BoundListener;
@@ -324,11 +324,12 @@ impl PortRuntime {
             let Some(spec) = self.device.ring_spec(index) else {
                 continue;
             };
-            match SplitRing::new(&spec) {
+            match virtq::Ring::new(&spec) {
                 Ok(engine) => {
                     debug!(
                         port = self.state.name,
                         ring = index,
+                        packed = spec.packed,
                         base = spec.base,
                         size = spec.size,
                         "ring starts"
