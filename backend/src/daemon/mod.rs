@@ -243,8 +243,15 @@ impl Daemon {
             }
             if !self.nics.is_empty() && Instant::now() >= next_carrier_poll {
                 self.poll_carriers();
-                let turns = self.engine.worker_counters().sum(|worker| worker.busy_turns.get());
-                let pace = if turns == busy_turns { CARRIER_POLL_IDLE } else { CARRIER_POLL };
+                let turns = self
+                    .engine
+                    .worker_counters()
+                    .sum(|worker| worker.busy_turns.get());
+                let pace = if turns == busy_turns {
+                    CARRIER_POLL_IDLE
+                } else {
+                    CARRIER_POLL
+                };
                 busy_turns = turns;
                 next_carrier_poll = Instant::now() + pace;
             }

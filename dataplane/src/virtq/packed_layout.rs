@@ -75,7 +75,11 @@ impl Position {
         if moved >= u32::from(size) {
             return true;
         }
-        let round = if self.wrap == event.wrap { 0 } else { i32::from(size) };
+        let round = if self.wrap == event.wrap {
+            0
+        } else {
+            i32::from(size)
+        };
         let behind = i32::from(self.index) - i32::from(event.index) + round;
         u32::try_from(behind).is_ok_and(|behind| 0 < behind && behind <= moved)
     }
@@ -268,7 +272,11 @@ mod tests {
                 assert_eq!(Position::from_bits(here.bits()), here);
                 for by in 0..=size {
                     let there = here.ahead(by, size);
-                    assert_eq!(there, after(steps + u32::from(by), size), "{here:?} + {by} of {size}");
+                    assert_eq!(
+                        there,
+                        after(steps + u32::from(by), size),
+                        "{here:?} + {by} of {size}"
+                    );
                     assert_eq!(there.behind(by, size), here, "{there:?} - {by} of {size}");
                     assert_eq!(here.distance_to(there, size), Some(by));
                 }

@@ -132,9 +132,7 @@ impl Tables {
     ) -> Result<RawDescriptor, RingError> {
         let outside = |addr| RingError::IndirectOutsideMemory { head, addr };
         let addr = table.checked_add(u64::from(index) * 16).ok_or(outside(table))?;
-        let (host, here) = memory
-            .resolve(&mut self.window, addr, 16)
-            .ok_or(outside(addr))?;
+        let (host, here) = memory.resolve(&mut self.window, addr, 16).ok_or(outside(addr))?;
         if here == 16 {
             // SAFETY: 16 bytes from `host` on lie in the guest's memory, which the caller's reference keeps mapped.
             return Ok(unsafe { RawDescriptor::read(host) });

@@ -40,11 +40,7 @@ pub fn give_to_guest(
     either!(ring, engine => give(engine, memory, frames))
 }
 
-fn give(
-    ring: &mut impl Engine,
-    memory: &FrameMemory,
-    frames: &[Frame],
-) -> Result<GuestRxBurst, RingError> {
+fn give(ring: &mut impl Engine, memory: &FrameMemory, frames: &[Frame]) -> Result<GuestRxBurst, RingError> {
     let mut burst = GuestRxBurst::default();
     if frames.is_empty() {
         return Ok(burst);
