@@ -30,6 +30,8 @@ pub struct Vnic {
     pub mac: String,
     /// Queue pairs.
     pub queues: u32,
+    /// Packed rings (VIRTIO_F_RING_PACKED) are offered to the guest.
+    pub packed: bool,
 }
 
 /// What to boot.
@@ -132,9 +134,10 @@ impl Guest {
         command.arg("--console").arg(&console).arg("--agent").arg(&socket);
         for vnic in &options.vnics {
             let (path, mac, queues) = (vnic.socket.display(), &vnic.mac, vnic.queues);
+            let packed = if vnic.packed { "on" } else { "off" };
             command
                 .arg("--vnic")
-                .arg(format!("socket={path},mac={mac},queues={queues}"));
+                .arg(format!("socket={path},mac={mac},queues={queues},packed={packed}"));
         }
         command.arg("--").args(&options.arguments);
         let mut process = Process::start(&options.name, command, &log)?;

@@ -183,7 +183,7 @@ fn view<M: MapMemory>(device: &Device<M>, ring: usize) -> RingView<'_> {
 
 #[test]
 fn features_are_offered_and_kept_whatever_the_queues() {
-    let want = (1 << 32) | (1 << 15) | (1 << 22) | (1 << 28) | (1 << 29) | (1 << 30);
+    let want = (1 << 32) | (1 << 34) | (1 << 35) | (1 << 15) | (1 << 22) | (1 << 28) | (1 << 29) | (1 << 30);
     for pairs in [1, 8] {
         let mut device = device(pairs);
         assert_eq!(number(now(&mut device, Request::GetFeatures).0), want);
@@ -601,6 +601,10 @@ fn bad_values_are_refused_and_change_nothing() {
         Request::SetVringErr { ring: 2, fd: None },
     ];
     let mut device = running();
+    now_or_quiesce(
+        &mut device,
+        Request::SetFeatures(features::OFFERED & !features::RING_PACKED),
+    );
     let before = format!("{:?}", device.rings().collect::<Vec<_>>());
     for request in bad {
         let name = format!("{request:?}");
