@@ -187,11 +187,17 @@ fn spoofed_sources(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// Packed rings end and begin anew with the guest's kernel, wrap counters and all.
+/// Packed rings go on where they stood after a stop, and begin anew with the guest's kernel, wrap counters and all.
 #[test]
-fn packed_rings_carry_all_traffic_and_survive_a_reboot() -> Result<()> {
+fn packed_rings_carry_all_traffic_and_survive_stops_and_a_reboot() -> Result<()> {
     let mut scene = Scene::with_packed_rings(2, 1, 1)?;
     all_kinds(&scene)?;
+    let sessions = scene.open_sessions(8)?;
+    for round in 0..3 {
+        scene.guests[0].pause_and_resume()?;
+        sessions.advance(&scene, &format!("after stop and start {round}"))?;
+    }
+    sessions.finish(&scene)?;
     scene.guests[0].reboot()?;
     scene.address(0)?;
     neighbours_and_ping(&scene)?;

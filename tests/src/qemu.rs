@@ -1,6 +1,8 @@
 //! QEMU guests, started with the same script that an operator uses.
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Program, Stdio};
 use std::sync::OnceLock;
@@ -102,6 +104,7 @@ pub struct Guest {
     process: Process,
     agent: AgentClient,
     console: PathBuf,
+    monitor: PathBuf,
 }
 
 impl Guest {
@@ -122,6 +125,7 @@ impl Guest {
         let accelerator = prepare()?;
         let file = |ending: &str| folder.join(format!("{}.{ending}", options.name));
         let (console, socket, log) = (file("console"), file("agent"), file("qemu"));
+        let monitor = file("monitor");
         let mut command = Program::new(source_root().join("qemu/launch.sh"));
         command.args([
             "--accel",
@@ -140,6 +144,10 @@ impl Guest {
                 .arg(format!("socket={path},mac={mac},queues={queues},packed={packed}"));
         }
         command.arg("--").args(&options.arguments);
+        command.args([
+            "-monitor",
+            &format!("unix:{},server=on,wait=off", monitor.display()),
+        ]);
         let mut process = Process::start(&options.name, command, &log)?;
         let agent = wait_for(
             "QEMU's agent port",
@@ -159,6 +167,7 @@ impl Guest {
             process,
             agent,
             console,
+            monitor,
         })
     }
 
@@ -224,6 +233,28 @@ impl Guest {
         let boots = self.agent.boots();
         self.agent.tell(Command::Reboot)?;
         self.wait_boots(boots + 1)
+    }
+
+    /// Pauses the machine and lets it go on, whereupon its rings are stopped and started where they stood.
+    ///
+    /// # Errors
+    /// If QEMU's monitor does not say that the machine runs.
+    pub fn pause_and_resume(&self) -> Result<()> {
+        let mut monitor = UnixStream::connect(&self.monitor).context("connecting to QEMU's monitor")?;
+        monitor.set_read_timeout(Some(ANSWER_LIMIT))?;
+        monitor.write_all(b"stop\ncont\ninfo status\n")?;
+        let mut said = Vec::new();
+        while !String::from_utf8_lossy(&said).contains("VM status: running") {
+            let mut bytes = [0; 512];
+            let count = monitor.read(&mut bytes).context("reading from QEMU's monitor")?;
+            ensure!(
+                count > 0,
+                "QEMU's monitor closed: {}",
+                String::from_utf8_lossy(&said)
+            );
+            said.extend_from_slice(&bytes[..count]);
+        }
+        Ok(())
     }
 
     fn call(&self, command: Command, limit: Duration) -> Result<Reply> {
