@@ -4,10 +4,11 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-Usage: qemu/launch.sh --vnic socket=PATH[,mac=MAC][,queues=N] [options] [-- QEMU ARGUMENTS]
+Usage: qemu/launch.sh --vnic socket=PATH[,mac=MAC][,queues=N][,packed=on] [options] [-- QEMU ARGUMENTS]
 
-  --vnic socket=PATH[,mac=MAC][,queues=N]
-                      one virtual NIC served by vnicd at PATH; may be repeated (default: no NIC)
+  --vnic socket=PATH[,mac=MAC][,queues=N][,packed=on]
+                      one virtual NIC served by vnicd at PATH, with packed rings if asked for; may be repeated
+                      (default: no NIC)
   --kernel FILE       a kernel (default: the small guest of qemu/build-guest-image.sh, built if need be)
   --initrd FILE       its initramfs
   --append TEXT       added to the kernel's command line
@@ -149,20 +150,22 @@ fi
 
 index=0
 for vnic in "${vnics[@]+"${vnics[@]}"}"; do
-    socket="" mac="" queues=1
+    socket="" mac="" queues=1 packed=off
     IFS=, read -r -a fields <<<"$vnic"
     for field in "${fields[@]}"; do
         case "$field" in
             socket=*) socket=${field#socket=} ;;
             mac=*) mac=${field#mac=} ;;
             queues=*) queues=${field#queues=} ;;
-            *) fail "--vnic '$vnic': unknown key in '$field' (socket, mac, queues)" ;;
+            packed=on | packed=off) packed=${field#packed=} ;;
+            *) fail "--vnic '$vnic': unknown key or value in '$field' (socket, mac, queues, packed=on|off)" ;;
         esac
     done
     [ -n "$socket" ] || fail "--vnic '$vnic': no socket=PATH"
     case "$queues" in '' | *[!0-9]* | 0) fail "--vnic '$vnic': queues=$queues is no positive number" ;; esac
     device="virtio-net-pci,netdev=net$index,romfile="
     if [ -n "$mac" ]; then device="$device,mac=$mac"; fi
+    if [ "$packed" = on ]; then device="$device,packed=on"; fi
     # A vector per queue, one for configuration changes, one for the control queue.
     if [ "$queues" -gt 1 ]; then device="$device,mq=on"; fi
     # Without KVM there are no interrupts by eventfd, and QEMU 7.2 then follows a null pointer when a guest unmasks an

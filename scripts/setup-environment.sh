@@ -130,10 +130,10 @@ elif [ "$check_only" = no ] && modprobe tun 2>/dev/null && [ -c /dev/net/tun ]; 
 else
     missing "/dev/net/tun (module tun): the tests' peers need it"
 fi
-if [ "$(sed -n 's/^\([0-9]*\)\.\([0-9]*\).*/\1 \2/p' /proc/sys/kernel/osrelease | awk '{ print $1 * 1000 + $2 }')" -ge 5009 ]; then
+if [ "$(sed -n 's/^\([0-9]*\)\.\([0-9]*\).*/\1 \2/p' /proc/sys/kernel/osrelease | awk '{ print $1 * 1000 + $2 }')" -ge 5018 ]; then
     present "Linux $(cat /proc/sys/kernel/osrelease)"
 else
-    missing "a kernel of 5.9 or newer (this is $(cat /proc/sys/kernel/osrelease)): vnicd needs bpf links and AF_XDP"
+    missing "a kernel of 5.18 or newer (this is $(cat /proc/sys/kernel/osrelease)): vnicd needs AF_XDP and XDP programs for frames of several buffers"
 fi
 if [ -r /dev/kvm ] && [ -w /dev/kvm ]; then
     present "/dev/kvm (qemu/launch.sh probes whether guests truly boot on it)"

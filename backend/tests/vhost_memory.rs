@@ -94,7 +94,7 @@ fn a_ring_of_mapped_memory_can_be_run() {
 
     assert!(device.ring_spec(0).is_none() && device.ring_spec(2).is_none());
     let spec = device.ring_spec(1).expect("a runnable ring");
-    assert_eq!((spec.size, spec.base), (256, 7));
+    assert_eq!((spec.size, spec.base, spec.packed), (256, 7, true));
     assert_eq!(
         [spec.desc_addr, spec.avail_addr, spec.used_addr],
         [addrs.desc, addrs.avail, addrs.used]

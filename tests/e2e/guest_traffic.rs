@@ -1,4 +1,4 @@
-//! A guest and a peer behind two NICs: every kind of traffic, with one and with two workers.
+//! A guest and a peer behind two NICs: every kind of traffic, with one and with two workers, with split and with packed rings.
 
 use std::time::Duration;
 
@@ -23,13 +23,16 @@ fn two_workers_carry_all_traffic() -> Result<()> {
 }
 
 fn all_traffic(workers: u32) -> Result<()> {
-    let scene = Scene::set(2, workers, 1)?;
-    neighbours_and_ping(&scene)?;
-    tcp_both_ways(&scene)?;
-    bulk_both_ways(&scene)?;
-    udp_both_ways(&scene)?;
-    group_addressed_frames(&scene)?;
-    spoofed_sources(&scene)
+    all_kinds(&Scene::set(2, workers, 1)?)
+}
+
+fn all_kinds(scene: &Scene) -> Result<()> {
+    neighbours_and_ping(scene)?;
+    tcp_both_ways(scene)?;
+    bulk_both_ways(scene)?;
+    udp_both_ways(scene)?;
+    group_addressed_frames(scene)?;
+    spoofed_sources(scene)
 }
 
 fn neighbours_and_ping(scene: &Scene) -> Result<()> {
@@ -181,6 +184,30 @@ fn spoofed_sources(scene: &Scene) -> Result<()> {
     guest.send_frame("eth0", honest.clone(), 1)?;
     let frames = capture.collect(5, Duration::from_secs(1))?;
     assert_eq!(frames, [honest], "only the honest frame may pass");
+    Ok(())
+}
+
+/// Packed rings go on where they stood after a stop, and begin anew with the guest's kernel, wrap counters and all.
+#[test]
+fn packed_rings_carry_all_traffic_and_survive_stops_and_a_reboot() -> Result<()> {
+    let mut scene = Scene::with_packed_rings(2, 1, 1)?;
+    all_kinds(&scene)?;
+    let sessions = scene.open_sessions(8)?;
+    for round in 0..3 {
+        scene.guests[0].pause_and_resume()?;
+        sessions.advance(&scene, &format!("after stop and start {round}"))?;
+    }
+    sessions.finish(&scene)?;
+    scene.guests[0].reboot()?;
+    scene.address(0)?;
+    neighbours_and_ping(&scene)?;
+    tcp_both_ways(&scene)?;
+    let ports = scene.daemon()?.query("ports")?;
+    let features = ports["ports"][0]["features"].as_array().expect("a list");
+    assert!(
+        features.iter().any(|feature| feature == "VIRTIO_F_RING_PACKED"),
+        "the guest did not negotiate packed rings: {ports}"
+    );
     Ok(())
 }
 

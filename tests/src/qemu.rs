@@ -1,6 +1,8 @@
 //! QEMU guests, started with the same script that an operator uses.
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Program, Stdio};
 use std::sync::OnceLock;
@@ -30,6 +32,8 @@ pub struct Vnic {
     pub mac: String,
     /// Queue pairs.
     pub queues: u32,
+    /// Packed rings (VIRTIO_F_RING_PACKED) are offered to the guest.
+    pub packed: bool,
 }
 
 /// What to boot.
@@ -109,6 +113,7 @@ pub struct Guest {
     process: Process,
     agent: AgentClient,
     console: PathBuf,
+    monitor: PathBuf,
 }
 
 impl Guest {
@@ -129,6 +134,7 @@ impl Guest {
         let accelerator = prepare()?;
         let file = |ending: &str| folder.join(format!("{}.{ending}", options.name));
         let (console, socket, log) = (file("console"), file("agent"), file("qemu"));
+        let monitor = file("monitor");
         let script = source_root().join("qemu/launch.sh");
         let mut command = match &options.namespace {
             None => Program::new(script),
@@ -154,11 +160,16 @@ impl Guest {
         command.arg("--console").arg(&console).arg("--agent").arg(&socket);
         for vnic in &options.vnics {
             let (path, mac, queues) = (vnic.socket.display(), &vnic.mac, vnic.queues);
+            let packed = if vnic.packed { "on" } else { "off" };
             command
                 .arg("--vnic")
-                .arg(format!("socket={path},mac={mac},queues={queues}"));
+                .arg(format!("socket={path},mac={mac},queues={queues},packed={packed}"));
         }
         command.arg("--").args(&options.arguments);
+        command.args([
+            "-monitor",
+            &format!("unix:{},server=on,wait=off", monitor.display()),
+        ]);
         let mut process = Process::start(&options.name, command, &log)?;
         let agent = wait_for(
             "QEMU's agent port",
@@ -178,6 +189,7 @@ impl Guest {
             process,
             agent,
             console,
+            monitor,
         })
     }
 
@@ -243,6 +255,28 @@ impl Guest {
         let boots = self.agent.boots();
         self.agent.tell(Command::Reboot)?;
         self.wait_boots(boots + 1)
+    }
+
+    /// Pauses the machine and lets it go on, whereupon its rings are stopped and started where they stood.
+    ///
+    /// # Errors
+    /// If QEMU's monitor does not say that the machine runs.
+    pub fn pause_and_resume(&self) -> Result<()> {
+        let mut monitor = UnixStream::connect(&self.monitor).context("connecting to QEMU's monitor")?;
+        monitor.set_read_timeout(Some(ANSWER_LIMIT))?;
+        monitor.write_all(b"stop\ncont\ninfo status\n")?;
+        let mut said = Vec::new();
+        while !String::from_utf8_lossy(&said).contains("VM status: running") {
+            let mut bytes = [0; 512];
+            let count = monitor.read(&mut bytes).context("reading from QEMU's monitor")?;
+            ensure!(
+                count > 0,
+                "QEMU's monitor closed: {}",
+                String::from_utf8_lossy(&said)
+            );
+            said.extend_from_slice(&bytes[..count]);
+        }
+        Ok(())
     }
 
     fn call(&self, command: Command, limit: Duration) -> Result<Reply> {

@@ -53,6 +53,7 @@ pub struct Scene {
     /// The network.
     pub fabric: Fabric,
     folder: TempDir,
+    packed: bool,
     _machine: MachineLock,
 }
 
@@ -70,6 +71,18 @@ impl Scene {
     /// # Errors
     /// If anything does not start.
     pub fn with_queues(nics: usize, workers: u32, guests: usize, queues: u32) -> Result<Scene> {
+        Scene::build(nics, workers, guests, queues, false)
+    }
+
+    /// As [`Scene::set`], with guests whose rings are packed.
+    ///
+    /// # Errors
+    /// If anything does not start.
+    pub fn with_packed_rings(nics: usize, workers: u32, guests: usize) -> Result<Scene> {
+        Scene::build(nics, workers, guests, 1, true)
+    }
+
+    fn build(nics: usize, workers: u32, guests: usize, queues: u32, packed: bool) -> Result<Scene> {
         let machine = MachineLock::acquire()?;
         crate::qemu::prepare()?;
         let folder = tempfile::tempdir()?;
@@ -93,6 +106,7 @@ impl Scene {
             daemon_options,
             fabric,
             folder,
+            packed,
             _machine: machine,
         };
         // All boot side by side.
@@ -116,6 +130,7 @@ impl Scene {
             socket,
             mac: guest_mac(index),
             queues,
+            packed: self.packed,
         };
         let mut options = GuestOptions::new(&format!("g{index}"), vec![vnic]);
         // Where many guests share few cores, second CPUs would only wait for each other.

@@ -9,7 +9,7 @@ use std::time::Instant;
 use tracing::{debug, info, warn};
 use vnic_dataplane::fabric::{Port, PortState, QueuePair, Ring, VlanMode};
 use vnic_dataplane::memory::frames::ChunkCache;
-use vnic_dataplane::virtq::SplitRing;
+use vnic_dataplane::virtq;
 use vnic_lb::mac::Mac;
 
 use super::events::Interest;
@@ -377,11 +377,12 @@ impl PortRuntime {
             let Some(spec) = self.device.ring_spec(index) else {
                 continue;
             };
-            match SplitRing::new(&spec) {
+            match virtq::Ring::new(&spec) {
                 Ok(engine) => {
                     debug!(
                         port = self.state.name,
                         ring = index,
+                        packed = spec.packed,
                         base = spec.base,
                         size = spec.size,
                         "ring starts"

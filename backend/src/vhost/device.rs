@@ -10,7 +10,7 @@ use super::fault::{Fault, Refusal};
 use super::features::{self, MAX_MEM_SLOTS};
 use super::message::{Code, Message, Reply, Request};
 use super::regions::RegionTable;
-use super::vring::{self, RingView, Vring};
+use super::vring::{self, Format, RingView, Vring};
 
 /// Most queue pairs of a port: the kick, call and error messages have 8 bits for a ring's index.
 pub const MAX_QUEUE_PAIRS: u16 = 128;
@@ -123,11 +123,12 @@ impl Device {
         let addrs = vring.addrs?;
         let has = |feature| self.features() & feature != 0;
         Some(RingSpec {
+            packed: self.format() == Format::Packed,
             size: vring.size,
             desc_addr: addrs.desc,
             avail_addr: addrs.avail,
             used_addr: addrs.used,
-            base: vring.base,
+            base: self.base(vring),
             event_idx: has(features::EVENT_IDX),
             indirect: has(features::INDIRECT_DESC),
             mergeable: has(features::MRG_RXBUF),
@@ -199,9 +200,9 @@ impl<M: MapMemory> Device<M> {
 
     /// Notes how far a ring was processed. To be called for each ring that was stopped, before
     /// [`complete`](Device::complete).
-    pub fn set_base(&mut self, ring: usize, base: u16) {
+    pub fn set_base(&mut self, ring: usize, base: u32) {
         if let Some(vring) = self.vrings.get_mut(ring) {
-            vring.base = base;
+            vring.base = Some(base);
         }
     }
 
@@ -214,7 +215,7 @@ impl<M: MapMemory> Device<M> {
             started: vring.started,
             size: vring.size,
             addrs: vring.addrs.as_ref(),
-            base: vring.base,
+            base: self.base(vring),
             kick: vring.kick.clone(),
             call: vring.call.clone(),
             err: vring.err.clone(),
@@ -260,6 +261,19 @@ impl<M: MapMemory> Device<M> {
         self.refusals = 0;
     }
 
+    fn format(&self) -> Format {
+        match self.features {
+            None => Format::Unknown,
+            Some(bits) if bits & features::RING_PACKED != 0 => Format::Packed,
+            Some(_) => Format::Split,
+        }
+    }
+
+    /// Where a ring goes on.
+    fn base(&self, vring: &Vring) -> u32 {
+        vring.base.unwrap_or(self.format().first_base())
+    }
+
     fn running(&self, vring: &Vring) -> bool {
         vring.ready() && self.memory.is_some()
     }
@@ -278,15 +292,15 @@ impl<M: MapMemory> Device<M> {
             }
             Request::SetVringNum { ring, size } => {
                 self.vring(ring)?;
-                vring::checked_size(size).map(drop)
+                vring::checked_size(self.format(), size).map(drop)
             }
             Request::SetVringAddr { ring, flags, addrs } => {
                 self.vring(ring)?;
-                vring::checked_addrs(flags, addrs)
+                vring::checked_addrs(self.format(), flags, addrs)
             }
             Request::SetVringBase { ring, base } => {
                 self.vring(ring)?;
-                vring::checked_base(base).map(drop)
+                vring::checked_base(self.format(), base).map(drop)
             }
             Request::SetVringEnable { ring, value } => {
                 self.vring(ring)?;
@@ -380,9 +394,13 @@ impl<M: MapMemory> Device<M> {
             } => {
                 self.remap(self.table.without(guest_addr, user_addr, size)?)?;
             }
-            Request::SetVringNum { ring, size } => self.vring_mut(ring)?.size = vring::checked_size(size)?,
+            Request::SetVringNum { ring, size } => {
+                self.vring_mut(ring)?.size = vring::checked_size(self.format(), size)?;
+            }
             Request::SetVringAddr { ring, addrs, .. } => self.vring_mut(ring)?.addrs = Some(addrs),
-            Request::SetVringBase { ring, base } => self.vring_mut(ring)?.base = vring::checked_base(base)?,
+            Request::SetVringBase { ring, base } => {
+                self.vring_mut(ring)?.base = Some(vring::checked_base(self.format(), base)?);
+            }
             Request::SetVringEnable { ring, value } => {
                 self.vring_mut(ring)?.enabled = vring::checked_enable(value)?
             }
@@ -392,7 +410,8 @@ impl<M: MapMemory> Device<M> {
                 let vring = self.vring_mut(ring)?;
                 vring.started = false;
                 vring.kick = None;
-                let answer = Some(Reply::vring_state(code, ring, vring.base));
+                let base = self.base(self.vring(ring)?);
+                let answer = Some(Reply::vring_state(code, ring, base));
                 return Ok(Applied {
                     answer,
                     touched: true,

@@ -148,7 +148,9 @@ pub enum Refusal {
         extra: u64,
     },
     /// Not a valid queue size.
-    #[error("sets a queue size of {size}; it must be a power of two of at most 32768")]
+    #[error(
+        "sets a queue size of {size}; it must be at most 32768, not 0, and for a split ring a power of two"
+    )]
     QueueSize {
         /// The size.
         size: u32,

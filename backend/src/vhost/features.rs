@@ -6,12 +6,16 @@
 //! pairs is told by GET_QUEUE_NUM alone.
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 /// VIRTIO_F_VERSION_1, as a mask.
 pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+/// VIRTIO_F_RING_PACKED, as a mask.
+pub const RING_PACKED: u64 = 1 << VIRTIO_F_RING_PACKED;
+/// VIRTIO_F_IN_ORDER, as a mask. Kept whether negotiated or not: each burst is completed in the order it was taken in.
+pub const IN_ORDER: u64 = 1 << VIRTIO_F_IN_ORDER;
 /// VIRTIO_NET_F_MRG_RXBUF, as a mask.
 pub const MRG_RXBUF: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
 /// VIRTIO_NET_F_MQ, as a mask.
@@ -24,7 +28,8 @@ pub const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 pub const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
 /// The answer to GET_FEATURES.
-pub const OFFERED: u64 = VERSION_1 | MRG_RXBUF | MQ | INDIRECT_DESC | EVENT_IDX | PROTOCOL_FEATURES;
+pub const OFFERED: u64 =
+    VERSION_1 | RING_PACKED | IN_ORDER | MRG_RXBUF | MQ | INDIRECT_DESC | EVENT_IDX | PROTOCOL_FEATURES;
 
 /// The answer to GET_PROTOCOL_FEATURES.
 ///
@@ -40,6 +45,8 @@ pub const OFFERED_PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeature
 pub fn names(bits: u64) -> Vec<String> {
     [
         (VERSION_1, "VIRTIO_F_VERSION_1"),
+        (RING_PACKED, "VIRTIO_F_RING_PACKED"),
+        (IN_ORDER, "VIRTIO_F_IN_ORDER"),
         (MRG_RXBUF, "VIRTIO_NET_F_MRG_RXBUF"),
         (MQ, "VIRTIO_NET_F_MQ"),
         (INDIRECT_DESC, "VIRTIO_F_INDIRECT_DESC"),

@@ -443,9 +443,9 @@ impl Reply {
     }
 
     /// The answer to GET_VRING_BASE.
-    pub fn vring_state(code: Code, ring: u32, base: u16) -> Reply {
+    pub fn vring_state(code: Code, ring: u32, base: u32) -> Reply {
         let mut payload = [0; 8];
-        payload.copy_from_slice(VhostUserVringState::new(ring, base.into()).as_slice());
+        payload.copy_from_slice(VhostUserVringState::new(ring, base).as_slice());
         Reply { code, payload }
     }
 

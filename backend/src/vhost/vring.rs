@@ -11,18 +11,39 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::fault::Refusal;
 
-/// Largest ring (virtio 1.2, 2.7).
+/// Largest ring (virtio 1.2, 2.7 and 2.8.10.1).
 const MAX_RING_SIZE: u32 = 32768;
 
 /// Where the parts of a ring are, in the front-end's (user) addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RingAddrs {
-    /// Descriptor table.
+    /// Descriptor table; a packed ring's descriptor ring.
     pub desc: u64,
-    /// Available ring.
+    /// Available ring; a packed ring's driver event suppression area.
     pub avail: u64,
-    /// Used ring.
+    /// Used ring; a packed ring's device event suppression area.
     pub used: u64,
+}
+
+/// Which rules a ring's parameters are to obey.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// Split (virtio 1.2, 2.7).
+    Split,
+    /// VIRTIO_F_RING_PACKED was acknowledged (2.8).
+    Packed,
+    /// SET_FEATURES has not come: what either format allows passes, and the rest is checked when the ring starts.
+    Unknown,
+}
+
+impl Format {
+    /// Where a ring begins whose base was never set: a packed ring's wrap counters begin at 1 (2.8.1).
+    pub(super) fn first_base(self) -> u32 {
+        match self {
+            Format::Packed => 0x8000_8000,
+            Format::Split | Format::Unknown => 0,
+        }
+    }
 }
 
 /// What was set for a ring.
@@ -31,7 +52,8 @@ pub(super) struct Vring {
     /// 0 until SET_VRING_NUM.
     pub(super) size: u16,
     pub(super) addrs: Option<RingAddrs>,
-    pub(super) base: u16,
+    /// `None` until SET_VRING_BASE or the ring's first stop.
+    pub(super) base: Option<u32>,
     pub(super) kick: Option<Arc<EventFd>>,
     pub(super) call: Option<Arc<EventFd>>,
     pub(super) err: Option<Arc<EventFd>>,
@@ -61,8 +83,8 @@ pub struct RingView<'a> {
     pub size: u16,
     /// Its parts.
     pub addrs: Option<&'a RingAddrs>,
-    /// Index of the next available entry to take.
-    pub base: u16,
+    /// Where to go on, as in GET_VRING_BASE.
+    pub base: u32,
     /// Readable when the driver made buffers available. `None` on a started ring: poll it. It is an eventfd, but its
     /// flags are shared with the front-end: wait for it edge-triggered and never read it.
     pub kick: Option<Arc<EventFd>>,
@@ -74,15 +96,23 @@ pub struct RingView<'a> {
     pub features: u64,
 }
 
-pub(super) fn checked_size(size: u32) -> Result<u16, Refusal> {
+pub(super) fn checked_size(format: Format, size: u32) -> Result<u16, Refusal> {
     match u16::try_from(size) {
-        Ok(valid) if size.is_power_of_two() && size <= MAX_RING_SIZE => Ok(valid),
+        Ok(valid)
+            if (1..=MAX_RING_SIZE).contains(&size) && (format != Format::Split || size.is_power_of_two()) =>
+        {
+            Ok(valid)
+        }
         _ => Err(Refusal::QueueSize { size }),
     }
 }
 
-pub(super) fn checked_base(base: u32) -> Result<u16, Refusal> {
-    u16::try_from(base).map_err(|_| Refusal::Base { base })
+/// A packed ring's base has 32 bits, of which the ring's size says what is valid: that is checked when it starts.
+pub(super) fn checked_base(format: Format, base: u32) -> Result<u32, Refusal> {
+    if format == Format::Split && base > u32::from(u16::MAX) {
+        return Err(Refusal::Base { base });
+    }
+    Ok(base)
 }
 
 pub(super) fn checked_enable(value: u32) -> Result<bool, Refusal> {
@@ -93,18 +123,25 @@ pub(super) fn checked_enable(value: u32) -> Result<bool, Refusal> {
     }
 }
 
-/// Alignments of virtio 1.2, 2.7. They hold for user addresses too: regions are made of whole pages.
-pub(super) fn checked_addrs(flags: u32, addrs: RingAddrs) -> Result<(), Refusal> {
+/// Alignments of virtio 1.2, 2.7 and 2.8.10.1. They hold for user addresses too: regions are made of whole pages.
+pub(super) fn checked_addrs(format: Format, flags: u32, addrs: RingAddrs) -> Result<(), Refusal> {
     // VHOST_VRING_F_LOG is the only flag there is, and the dirty log is not offered.
     const _: () = assert!(VhostUserVringAddrFlags::all().bits() == 1);
     if flags != 0 {
         return Err(Refusal::VringFlags { flags });
     }
-    let parts = [
-        ("descriptor table", addrs.desc, 16),
-        ("available ring", addrs.avail, 2),
-        ("used ring", addrs.used, 4),
-    ];
+    let parts = match format {
+        Format::Split | Format::Unknown => [
+            ("descriptor table", addrs.desc, 16),
+            ("available ring", addrs.avail, 2),
+            ("used ring", addrs.used, 4),
+        ],
+        Format::Packed => [
+            ("descriptor ring", addrs.desc, 16),
+            ("driver event suppression area", addrs.avail, 4),
+            ("device event suppression area", addrs.used, 4),
+        ],
+    };
     match parts.into_iter().find(|(_, addr, align)| addr % align != 0) {
         Some((part, addr, align)) => Err(Refusal::Misaligned { part, addr, align }),
         None => Ok(()),

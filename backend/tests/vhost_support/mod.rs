@@ -26,7 +26,7 @@ pub struct Port {
     pub connection: Connection,
     pub device: Device<FakeMap>,
     /// Quiesces so far; also the position that rings are said to have reached.
-    pub quiesces: u16,
+    pub quiesces: u32,
 }
 
 impl Port {

@@ -8,7 +8,7 @@ use vnic_lb::mac::Mac;
 
 use super::{PortIndex, Shared, VlanMode};
 use crate::counters::{PairCounters, PerWorker, PortCounters};
-use crate::virtq::SplitRing;
+use crate::virtq;
 
 /// Frames that wait for a ring that another worker holds. A burst is 32, so this is several bursts of every worker.
 const HAND_OFF: usize = 512;
@@ -73,14 +73,14 @@ impl PortState {
 /// A running ring, until it stops.
 pub struct Ring {
     /// The engine, filled or emptied by whichever worker holds it.
-    pub engine: Shared<SplitRing>,
+    pub engine: Shared<virtq::Ring>,
     broken: AtomicBool,
 }
 
 impl Ring {
     /// A ring that starts.
     #[must_use]
-    pub fn new(engine: SplitRing) -> Ring {
+    pub fn new(engine: virtq::Ring) -> Ring {
         Ring {
             engine: Shared::new(engine, HAND_OFF),
             broken: AtomicBool::new(false),

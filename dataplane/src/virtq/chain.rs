@@ -23,8 +23,10 @@ pub(crate) enum Direction {
 /// A gathered chain. It stands for the chain in the calls of the ring that it came from, until the ring gathers anew.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Chain {
-    /// The descriptor that the used element names.
+    /// What the used element names: the chain's first descriptor in a split ring, its buffer id in a packed one.
     pub(super) id: u16,
+    /// Places that it takes in the ring: one of a split ring's available ring, its descriptors in a packed ring.
+    pub(super) entries: u16,
     first: usize,
     segments: usize,
     len: u32,
@@ -136,11 +138,12 @@ impl Batch {
         Ok(())
     }
 
-    /// Ends the open chain.
-    pub(super) fn close(&mut self, id: u16, truncated: bool) {
+    /// Ends the open chain, which takes `entries` places in the ring.
+    pub(super) fn close(&mut self, id: u16, entries: u16, truncated: bool) {
         let (first, len) = self.open;
         self.chains.push(Chain {
             id,
+            entries,
             first,
             segments: self.segments.len() - first,
             len,
@@ -153,6 +156,15 @@ impl Batch {
     pub(super) fn abort(&mut self) {
         self.segments.truncate(self.open.0);
         self.open.1 = 0;
+    }
+
+    /// Places in the ring that the chains from `index` on take. They are all different ones, so they are no more than the
+    /// ring has.
+    pub(super) fn entries_from(&self, index: usize) -> u16 {
+        let chains = self.chains.get(index..).unwrap_or_default();
+        chains
+            .iter()
+            .fold(0, |sum, chain| sum.saturating_add(chain.entries))
     }
 
     fn segments_of(&self, chain: &Chain) -> &[Segment] {

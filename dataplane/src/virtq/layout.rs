@@ -8,7 +8,41 @@ use super::{MAX_RING_SIZE, RingError, RingSpec};
 /// Bytes of a descriptor.
 pub(super) const DESC_BYTES: usize = 16;
 
-/// A descriptor, as it was at the moment of the only read.
+/// A descriptor of either kind of ring, as it was at the moment of the only read.
+pub(super) struct RawDescriptor {
+    pub(super) addr: u64,
+    pub(super) len: u32,
+    /// Bytes 12 and 13: the flags in a split ring, the buffer id in a packed one.
+    pub(super) third: u16,
+    /// Bytes 14 and 15: the next descriptor in a split ring, the flags in a packed one.
+    pub(super) fourth: u16,
+}
+
+impl RawDescriptor {
+    /// # Safety
+    /// `at` must be valid for reading 16 bytes; it need not be aligned.
+    #[inline]
+    pub(super) unsafe fn read(at: NonNull<u8>) -> RawDescriptor {
+        #[repr(C, packed)]
+        struct Raw {
+            addr: u64,
+            len: u32,
+            third: u16,
+            fourth: u16,
+        }
+        // Volatile: the guest may write at the same time, and what is checked must be what was read.
+        // SAFETY: the caller vouches for 16 bytes; `Raw` is packed, so it has their size and any alignment.
+        let raw = unsafe { at.cast::<Raw>().read_volatile() };
+        RawDescriptor {
+            addr: u64::from_le(raw.addr),
+            len: u32::from_le(raw.len),
+            third: u16::from_le(raw.third),
+            fourth: u16::from_le(raw.fourth),
+        }
+    }
+}
+
+/// A descriptor of a split ring (virtio 1.2, 2.7.5).
 pub(super) struct Descriptor {
     pub(super) addr: u64,
     pub(super) len: u32,
@@ -16,28 +50,31 @@ pub(super) struct Descriptor {
     pub(super) next: u16,
 }
 
-impl Descriptor {
-    /// # Safety
-    /// `at` must be valid for reading 16 bytes; it need not be aligned.
+impl From<RawDescriptor> for Descriptor {
     #[inline]
-    pub(super) unsafe fn read(at: NonNull<u8>) -> Descriptor {
-        #[repr(C, packed)]
-        struct Raw {
-            addr: u64,
-            len: u32,
-            flags: u16,
-            next: u16,
-        }
-        // Volatile: the guest may write at the same time, and what is checked must be what was read.
-        // SAFETY: the caller vouches for 16 bytes; `Raw` is packed, so it has their size and any alignment.
-        let raw = unsafe { at.cast::<Raw>().read_volatile() };
+    fn from(raw: RawDescriptor) -> Descriptor {
         Descriptor {
-            addr: u64::from_le(raw.addr),
-            len: u32::from_le(raw.len),
-            flags: u16::from_le(raw.flags),
-            next: u16::from_le(raw.next),
+            addr: raw.addr,
+            len: raw.len,
+            flags: raw.third,
+            next: raw.fourth,
         }
     }
+}
+
+/// The pointer to a part of a ring, if it lies in one region and is aligned there.
+pub(super) fn resolve_part(
+    spec: &RingSpec,
+    part: &'static str,
+    addr: u64,
+    align: usize,
+    bytes: usize,
+) -> Result<NonNull<u8>, RingError> {
+    spec.memory
+        .host_of_user(addr, bytes)
+        // The mapping could shift an aligned address off its alignment, so ask the pointer.
+        .filter(|host| host.as_ptr().addr().is_multiple_of(align))
+        .ok_or(RingError::BadAddress { part, addr })
 }
 
 /// The three parts of a ring in our memory. Whoever makes it keeps the memory map for as long.
@@ -58,13 +95,7 @@ impl Parts {
         }
         let entries = usize::from(size);
         let event = if spec.event_idx { 2 } else { 0 };
-        let part = |part, addr: u64, align: usize, bytes| {
-            spec.memory
-                .host_of_user(addr, bytes)
-                // The mapping could shift an aligned address off its alignment, so ask the pointer.
-                .filter(|host| host.as_ptr().addr().is_multiple_of(align))
-                .ok_or(RingError::BadAddress { part, addr })
-        };
+        let part = |part, addr, align, bytes| resolve_part(spec, part, addr, align, bytes);
         Ok(Parts {
             size,
             desc: part("descriptor table", spec.desc_addr, 16, DESC_BYTES * entries)?,
@@ -85,7 +116,7 @@ impl Parts {
     pub(super) fn descriptor(&self, index: u16) -> Descriptor {
         let at = self.slot(index) * DESC_BYTES;
         // SAFETY: the slot is below size, and `new` checked that the table of size descriptors is mapped.
-        unsafe { Descriptor::read(self.desc.add(at)) }
+        unsafe { RawDescriptor::read(self.desc.add(at)) }.into()
     }
 
     #[inline]

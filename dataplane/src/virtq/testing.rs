@@ -1,6 +1,7 @@
-//! The driver's side of a split ring, for tests. It reaches the guest's memory through the file, not through the
+//! The driver's side of a ring of either kind, for tests. It reaches the guest's memory through the file, not through the
 //! mappings that are under test.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{RingSpec, SplitRing};
+use super::{PackedRing, Ring, RingSpec, SplitRing};
 use crate::memory::guest::{GuestMemory, RegionSpec};
 
 pub(crate) const NEXT: u16 = 1;
@@ -26,12 +27,29 @@ const USED: u64 = 0x4_0000;
 pub(crate) const SCRATCH: u64 = 0x8_0000;
 const BUFFERS: u64 = EDGE - 0x4000;
 
+/// The flags of a packed ring's descriptors and event suppression areas.
+pub(crate) const AVAIL_FLAG: u16 = 1 << 7;
+pub(crate) const USED_FLAG: u16 = 1 << 15;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Split,
+    Packed,
+}
+
+/// A driver. Which kind of ring it has is in its spec.
 pub(crate) struct Driver {
     file: File,
     pub(crate) spec: RingSpec,
+    /// Split: the available index.
     pub(crate) avail_idx: u16,
-    last_used: u16,
-    next_desc: u16,
+    /// Split: the used index up to which was looked. Packed: the same in descriptors since the ring was new.
+    last_used: u32,
+    /// Split: the next descriptor of the table. Packed: descriptors made available since the ring was new.
+    next_desc: u32,
+    /// Packed: ids in use, with the number of descriptors in the ring.
+    ids: HashMap<u16, u16>,
+    next_id: u16,
     next_buffer: u64,
     next_table: u64,
 }
@@ -40,8 +58,13 @@ pub(crate) struct Driver {
 pub(crate) type Buffer = (u64, u32, bool);
 
 impl Driver {
-    /// Everything negotiated; rings that have already run to index `base`.
+    /// As [`Driver::of`], for a split ring.
     pub(crate) fn new(size: u16, base: u16) -> Driver {
+        Driver::of(Kind::Split, size, base)
+    }
+
+    /// Everything negotiated; a ring that has already run to index `base` (packed: has used as many descriptors).
+    pub(crate) fn of(kind: Kind, size: u16, base: u16) -> Driver {
         // SAFETY: the name is a C string.
         let fd = unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC) };
         assert!(fd >= 0);
@@ -56,12 +79,14 @@ impl Driver {
             mmap_offset: EDGE - guest_addr,
             fd: Arc::clone(&fd),
         };
+        let packed = kind == Kind::Packed;
         let spec = RingSpec {
+            packed,
             size,
             desc_addr: USER + DESC,
             avail_addr: USER + AVAIL,
             used_addr: USER + USED,
-            base,
+            base: base.into(),
             event_idx: true,
             indirect: true,
             mergeable: true,
@@ -69,22 +94,71 @@ impl Driver {
             call: Some(Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())),
             memory: GuestMemory::new(&[region(0), region(EDGE)]).unwrap(),
         };
-        let driver = Driver {
+        let mut driver = Driver {
             file,
             spec,
             avail_idx: base,
-            last_used: base,
-            next_desc: 0,
+            last_used: base.into(),
+            next_desc: if packed { base.into() } else { 0 },
+            ids: HashMap::new(),
+            next_id: 77,
             next_buffer: BUFFERS,
             next_table: SCRATCH,
         };
-        driver.put_u16(AVAIL + 2, base);
-        driver.put_u16(USED + 2, base);
+        if packed {
+            driver.spec.base = driver.settled_base();
+            // What earlier rounds left: used descriptors.
+            for back in 1..=u32::from(size.min(base)) {
+                let flags = driver.flags(u32::from(base) - back, AVAIL_FLAG | USED_FLAG, 0);
+                driver.desc(driver.place_of(u32::from(base) - back), 0, 0, 0, flags);
+            }
+        } else {
+            driver.put_u16(AVAIL + 2, base);
+            driver.put_u16(USED + 2, base);
+        }
         driver
     }
 
-    pub(crate) fn ring(&self) -> SplitRing {
+    pub(crate) fn ring(&self) -> Ring {
+        Ring::new(&self.spec).unwrap()
+    }
+
+    pub(crate) fn split(&self) -> SplitRing {
         SplitRing::new(&self.spec).unwrap()
+    }
+
+    pub(crate) fn packed(&self) -> PackedRing {
+        PackedRing::new(&self.spec).unwrap()
+    }
+
+    /// The base of a ring that has used all that it took, once [`Driver::used`] has seen it.
+    pub(crate) fn settled_base(&self) -> u32 {
+        if self.spec.packed {
+            let half = u32::from(self.position(self.last_used));
+            half | half << 16
+        } else {
+            self.last_used
+        }
+    }
+
+    /// Packed: the index in the ring of the descriptor that `count` others came before.
+    pub(crate) fn place_of(&self, count: u32) -> u16 {
+        u16::try_from(count % u32::from(self.spec.size)).unwrap()
+    }
+
+    /// Packed: the wrap counter then.
+    fn wrap_of(&self, count: u32) -> bool {
+        (count / u32::from(self.spec.size)).is_multiple_of(2)
+    }
+
+    /// Packed: both, as in an event suppression area.
+    pub(crate) fn position(&self, count: u32) -> u16 {
+        self.place_of(count) | u16::from(self.wrap_of(count)) << 15
+    }
+
+    /// Packed: the first flags where the wrap counter is 1, the others where it is 0.
+    fn flags(&self, count: u32, one: u16, zero: u16) -> u16 {
+        if self.wrap_of(count) { one } else { zero }
     }
 
     pub(crate) fn write(&self, mut addr: u64, mut bytes: &[u8]) {
@@ -169,17 +243,15 @@ impl Driver {
 
     /// Makes a chain of buffers available, the ones from `indirect_from` on through an indirect table; returns its head.
     /// Descriptors are used in a circle: the caller keeps fewer outstanding than the ring has.
+    /// In a packed ring such a chain is indirect as a whole, and the result is its id.
     pub(crate) fn offer(&mut self, buffers: &[Buffer], indirect_from: Option<usize>) -> u16 {
+        if self.spec.packed {
+            return self.offer_packed(buffers, indirect_from.is_some_and(|from| from < buffers.len()));
+        }
         let direct = indirect_from.unwrap_or(buffers.len());
         let mut links: Vec<(u64, u32, u16)> = buffers[..direct].iter().map(|&b| flags_of(b)).collect();
         if direct < buffers.len() {
-            let table = self.next_table;
-            // Not aligned, and sometimes across the edge.
-            self.next_table = if table + 0x1000 > EDGE - 0x4000 {
-                SCRATCH + 8
-            } else {
-                table + 0x208
-            };
+            let table = self.table();
             let inner = &buffers[direct..];
             for (at, &buffer) in (0u16..).zip(inner) {
                 let (addr, len, flags) = flags_of(buffer);
@@ -192,15 +264,61 @@ impl Driver {
             }
             links.push((table, u32::try_from(inner.len() * 16).unwrap(), INDIRECT));
         }
-        let head = self.next_desc;
+        let head = self.place_of(self.next_desc);
         for (at, &(addr, len, flags)) in links.iter().enumerate() {
-            let next = (self.next_desc + 1) % self.spec.size;
+            let here = self.place_of(self.next_desc);
+            self.next_desc += 1;
             let more = if at + 1 < links.len() { NEXT } else { 0 };
-            self.desc(self.next_desc, addr, len, flags | more, next);
-            self.next_desc = next;
+            self.desc(here, addr, len, flags | more, self.place_of(self.next_desc));
         }
         self.offer_head(head);
         head
+    }
+
+    /// Where an indirect table may be put: not aligned, and sometimes across the edge.
+    fn table(&mut self) -> u64 {
+        let table = self.next_table;
+        self.next_table = if table + 0x1000 > EDGE - 0x4000 {
+            SCRATCH + 8
+        } else {
+            table + 0x208
+        };
+        table
+    }
+
+    fn offer_packed(&mut self, buffers: &[Buffer], indirect: bool) -> u16 {
+        let mut links: Vec<(u64, u32, u16)> = buffers.iter().map(|&buffer| flags_of(buffer)).collect();
+        if indirect {
+            let table = self.table();
+            for (at, &(addr, len, flags)) in (0..).zip(&links) {
+                // NEXT means nothing in a table, and drivers exist that set it.
+                self.put_desc(table, at, addr, len, 0xabcd, flags | NEXT | AVAIL_FLAG);
+            }
+            links = vec![(table, u32::try_from(links.len() * 16).unwrap(), INDIRECT)];
+        }
+        // Ids have nothing to do with places, and only the last descriptor's counts.
+        let id = self.next_id;
+        self.next_id = id.wrapping_mul(25).wrapping_add(13);
+        let entries = u16::try_from(links.len()).unwrap();
+        assert!(self.ids.insert(id, entries).is_none(), "id {id} is in use");
+        assert!(
+            self.ids.values().sum::<u16>() <= self.spec.size,
+            "more than the ring has"
+        );
+        for (at, &(addr, len, flags)) in links.iter().enumerate() {
+            let last = at + 1 == links.len();
+            let (id, more) = if last { (id, 0) } else { (!id, NEXT) };
+            let available = self.flags(self.next_desc, AVAIL_FLAG, USED_FLAG);
+            self.desc(
+                self.place_of(self.next_desc),
+                addr,
+                len,
+                id,
+                flags | more | available,
+            );
+            self.next_desc += 1;
+        }
+        id
     }
 
     /// A chain that the device reads.
@@ -224,17 +342,60 @@ impl Driver {
     /// Used elements that were not yet looked at.
     pub(crate) fn used(&mut self) -> Vec<(u16, u32)> {
         let mut used = Vec::new();
+        if self.spec.packed {
+            while let Some((id, len)) = self.used_packed() {
+                used.push((id, len));
+            }
+            return used;
+        }
         let published = self.used_idx();
-        while self.last_used != published {
-            let element = self.read(USED + 4 + 8 * self.slot(self.last_used), 8);
+        let mut last_used = u16::try_from(self.last_used).unwrap();
+        while last_used != published {
+            let element = self.read(USED + 4 + 8 * self.slot(last_used), 8);
             let id = u32::from_le_bytes(element[..4].try_into().unwrap());
             used.push((
                 u16::try_from(id).unwrap(),
                 u32::from_le_bytes(element[4..].try_into().unwrap()),
             ));
-            self.last_used = self.last_used.wrapping_add(1);
+            last_used = last_used.wrapping_add(1);
         }
+        self.last_used = last_used.into();
         used
+    }
+
+    fn used_packed(&mut self) -> Option<(u16, u32)> {
+        let (_, len, id, flags) = self.ring_desc(self.place_of(self.last_used));
+        if flags & (AVAIL_FLAG | USED_FLAG) != self.flags(self.last_used, AVAIL_FLAG | USED_FLAG, 0) {
+            return None;
+        }
+        assert_eq!(len > 0, flags & WRITE != 0, "WRITE says that the length counts");
+        // An id that is not in use is what a hostile test made available.
+        let entries = self.ids.remove(&id).unwrap_or(1);
+        self.last_used += u32::from(entries);
+        Some((id, len))
+    }
+
+    /// A descriptor of the ring: address, length and its last two words.
+    pub(crate) fn ring_desc(&self, index: u16) -> (u64, u32, u16, u16) {
+        let at = DESC + 16 * u64::from(index);
+        let bytes = self.read(at, 12);
+        (
+            u64::from_le_bytes(bytes[..8].try_into().unwrap()),
+            u32::from_le_bytes(bytes[8..].try_into().unwrap()),
+            self.get_u16(at + 12),
+            self.get_u16(at + 14),
+        )
+    }
+
+    /// Packed: what the driver wants of notifications (position, flags).
+    pub(crate) fn set_driver_event(&self, position: u16, flags: u16) {
+        self.put_u16(AVAIL, position);
+        self.put_u16(AVAIL + 2, flags);
+    }
+
+    /// Packed: what the device wants of kicks (position, flags).
+    pub(crate) fn device_event(&self) -> (u16, u16) {
+        (self.get_u16(USED), self.get_u16(USED + 2))
     }
 
     pub(crate) fn used_idx(&self) -> u16 {

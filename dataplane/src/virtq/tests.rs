@@ -8,7 +8,7 @@ use super::*;
 /// What gathering the chain at descriptor 0 gives.
 fn verdict(driver: &mut Driver, direction: Direction) -> Result<More, RingError> {
     driver.offer_head(0);
-    let mut ring = driver.ring();
+    let mut ring = driver.split();
     let verdict = ring.gather(direction, 8);
     if verdict.is_err() {
         assert_eq!(ring.base(), driver.spec.base, "a broken chain is not taken");
@@ -94,7 +94,7 @@ fn an_available_index_too_far_ahead_breaks_the_ring() {
             driver.desc(i, SCRATCH, 64, 0, 0);
             driver.offer_head(i);
         }
-        let mut ring = driver.ring();
+        let mut ring = driver.split();
         assert_eq!(
             ring.gather(Direction::Readable, 64),
             Ok(More::Chains(8)),
@@ -124,7 +124,7 @@ fn heads_and_nexts_out_of_range() {
     let mut driver = Driver::new(8, 0);
     driver.offer_head(8);
     assert_eq!(
-        driver.ring().gather(Direction::Readable, 1),
+        driver.split().gather(Direction::Readable, 1),
         Err(RingError::HeadOutOfRange {
             entry: 0,
             head: 8,
@@ -314,7 +314,7 @@ fn an_indirect_table_may_cross_regions_in_the_middle_of_a_descriptor() {
     driver.put_desc(table, 0, SCRATCH, 7, NEXT, 1);
     driver.put_desc(table, 1, SCRATCH, 8, 0, 0);
     driver.offer_head(0);
-    let mut ring = driver.ring();
+    let mut ring = driver.split();
     assert_eq!(ring.gather(Direction::Readable, 1), Ok(More::Chains(1)));
     assert_eq!(ring.chain(0).unwrap().len(), 15);
 }
@@ -325,7 +325,7 @@ fn good_chains_before_a_broken_one_are_kept() {
     driver.desc(0, SCRATCH, 64, 0, 0);
     driver.offer_head(0);
     driver.offer_head(77);
-    let mut ring = driver.ring();
+    let mut ring = driver.split();
     assert_eq!(ring.gather(Direction::Readable, 8), Ok(More::Chains(1)));
     assert!(matches!(
         ring.gather(Direction::Readable, 8),
@@ -342,14 +342,17 @@ fn long_chains_of_nothing_are_not_walked_without_end() {
     for _ in 0..64 {
         driver.offer_head(0);
     }
-    assert_eq!(driver.ring().gather(Direction::Readable, 64), Ok(More::Chains(2)));
+    assert_eq!(
+        driver.split().gather(Direction::Readable, 64),
+        Ok(More::Chains(2))
+    );
 }
 
 #[test]
 fn event_idx_decides_once_a_burst_around_the_wrap() {
     for base in [0, 65530, 65535] {
         let mut driver = Driver::new(8, base);
-        let mut ring = driver.ring();
+        let mut ring = driver.split();
         let mut burst = |driver: &mut Driver, chains: usize| {
             for _ in 0..chains {
                 driver.desc(0, SCRATCH, 1, 0, 0);
@@ -388,7 +391,7 @@ fn event_idx_decides_once_a_burst_around_the_wrap() {
 fn flags_decide_without_event_idx() {
     let mut driver = Driver::new(8, 65535);
     driver.spec.event_idx = false;
-    let mut ring = driver.ring();
+    let mut ring = driver.split();
     assert_eq!(driver.used_flags(), 1, "kicks are not wanted before arm");
     let mut burst = |driver: &mut Driver| {
         driver.send(&[b"x"], None);
@@ -414,7 +417,7 @@ fn flags_decide_without_event_idx() {
 #[test]
 fn arming_with_event_idx_names_the_next_entry() {
     let mut driver = Driver::new(8, 65535);
-    let mut ring = driver.ring();
+    let mut ring = driver.split();
     assert_eq!(driver.used_flags(), 0, "with EVENT_IDX the flags are 0");
     assert!(!ring.arm());
     assert_eq!(driver.avail_event(), 65535);
@@ -432,14 +435,14 @@ fn arming_with_event_idx_names_the_next_entry() {
 fn a_ring_without_or_with_a_broken_call_fd_works() {
     let mut driver = Driver::new(8, 0);
     driver.spec.call = None;
-    assert!(!driver.ring().notify());
+    assert!(!driver.split().notify());
 
     // SAFETY: the new descriptor is owned by the EventFd alone; it is no eventfd and cannot be written.
     let broken = unsafe {
         use std::os::fd::{FromRawFd, IntoRawFd};
         vmm_sys_util::eventfd::EventFd::from_raw_fd(std::fs::File::open("/dev/null").unwrap().into_raw_fd())
     };
-    let mut ring = driver.ring();
+    let mut ring = driver.split();
     ring.set_call(Some(Arc::new(broken)));
     assert!(!ring.notify());
     assert_eq!(ring.call_errors(), 1);

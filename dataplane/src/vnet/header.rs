@@ -3,7 +3,7 @@
 use zerocopy::byteorder::little_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::virtq::{Chain, SplitRing};
+use crate::virtq::{Chain, Engine};
 
 /// VIRTIO_NET_HDR_F_NEEDS_CSUM: the checksum is left to the device.
 const F_NEEDS_CSUM: u8 = 1;
@@ -29,7 +29,7 @@ const LEGACY_LEN: usize = 10;
 impl Header {
     /// Bytes of the header on this ring.
     #[inline]
-    pub(super) fn len_on(ring: &SplitRing) -> usize {
+    pub(super) fn len_on(ring: &impl Engine) -> usize {
         if ring.version_1() || ring.mergeable() {
             size_of::<Header>()
         } else {
@@ -39,7 +39,7 @@ impl Header {
 
     /// Copies a chain's header, each byte once, wherever its descriptors split it. `None`: the chain is shorter.
     #[inline]
-    pub(super) fn read(ring: &SplitRing, chain: &Chain) -> Option<Header> {
+    pub(super) fn read(ring: &impl Engine, chain: &Chain) -> Option<Header> {
         let mut header = Header::default();
         let len = Header::len_on(ring);
         ring.read_once(chain, &mut header.as_mut_bytes()[..len])

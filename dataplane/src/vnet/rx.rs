@@ -4,7 +4,7 @@ use zerocopy::IntoBytes;
 
 use super::header::Header;
 use crate::memory::frames::{Frame, FrameMemory};
-use crate::virtq::{Direction, More, RingError, SplitRing};
+use crate::virtq::{Direction, Engine, More, Ring, RingError, either};
 
 /// What a burst to a guest did.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +33,14 @@ enum Room {
 /// Buffers that are not filled stay available. A ring that breaks the rules is an error only when no frame could be
 /// dealt with before.
 pub fn give_to_guest(
-    ring: &mut SplitRing,
+    ring: &mut Ring,
     memory: &FrameMemory,
     frames: &[Frame],
 ) -> Result<GuestRxBurst, RingError> {
+    either!(ring, engine => give(engine, memory, frames))
+}
+
+fn give(ring: &mut impl Engine, memory: &FrameMemory, frames: &[Frame]) -> Result<GuestRxBurst, RingError> {
     let mut burst = GuestRxBurst::default();
     if frames.is_empty() {
         return Ok(burst);
@@ -72,7 +76,7 @@ pub fn give_to_guest(
 
 /// Finds chains from `next` on with room for `need` bytes, gathering more of them as needed.
 #[inline]
-fn find_room(ring: &mut SplitRing, next: &mut usize, need: usize) -> Result<Room, RingError> {
+fn find_room(ring: &mut impl Engine, next: &mut usize, need: usize) -> Result<Room, RingError> {
     let mut end = *next;
     let mut room = 0;
     loop {
@@ -103,7 +107,7 @@ fn find_room(ring: &mut SplitRing, next: &mut usize, need: usize) -> Result<Room
 
 /// Writes the header and a frame into the chains from `first` up to `end`, which have room for both, and completes them.
 #[inline]
-fn put_frame(ring: &mut SplitRing, memory: &FrameMemory, frame: &Frame, first: usize, end: usize) {
+fn put_frame(ring: &mut impl Engine, memory: &FrameMemory, frame: &Frame, first: usize, end: usize) {
     let Some(chain) = ring.chain(first) else { return };
     // There are at most as many chains as descriptors, of which there are at most 32768.
     let buffers = u16::try_from(end - first).unwrap_or(u16::MAX);

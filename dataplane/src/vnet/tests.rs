@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::memory::frames::{ChunkCache, Frame, FrameMemory, MAX_SEGMENTS, SEGMENT_SIZE};
-use crate::virtq::testing::{Driver, MEMORY_END};
-use crate::virtq::{RingError, SplitRing};
+use crate::virtq::testing::{AVAIL_FLAG, Driver, Kind, MEMORY_END, USED_FLAG};
+use crate::virtq::{Ring, RingError};
 
 /// Bytes of the longest frame.
 const LONGEST: usize = MAX_SEGMENTS * SEGMENT_SIZE;
@@ -44,8 +44,40 @@ fn cut<'a>(mut bytes: &'a [u8], cuts: &[usize]) -> Vec<&'a [u8]> {
     parts
 }
 
+/// Makes a test of a function for each kind of ring.
+macro_rules! for_both_kinds {
+    ($($test:ident),+ $(,)?) => {$(
+        mod $test {
+            use super::Kind;
+
+            #[test]
+            fn split() {
+                super::$test(Kind::Split);
+            }
+
+            #[test]
+            fn packed() {
+                super::$test(Kind::Packed);
+            }
+        }
+    )+};
+}
+
+for_both_kinds!(
+    a_header_may_be_spread_over_up_to_twelve_descriptors,
+    every_reason_to_drop_is_counted_and_the_chain_completed,
+    the_longest_frame_passes_and_an_absurdly_cut_one_is_dropped,
+    legacy_rings_have_a_header_of_ten_bytes,
+    a_broken_chain_ends_the_burst_and_then_the_ring,
+    discarding_completes_without_looking,
+    without_enough_buffers_none_is_consumed,
+    frames_that_can_never_fit_are_skipped,
+    more_chains_than_a_batch_holds,
+    a_guest_whose_memory_shrinks_does_not_take_the_daemon_along,
+);
+
 /// Takes one burst and frees its frames; returns their bytes.
-fn take(ring: &mut SplitRing, cache: &mut ChunkCache) -> (GuestTxBurst, Vec<Vec<u8>>) {
+fn take(ring: &mut Ring, cache: &mut ChunkCache) -> (GuestTxBurst, Vec<Vec<u8>>) {
     let mut out = Vec::new();
     let burst = take_from_guest(ring, cache, &mut out, 64).unwrap();
     let taken = out.iter().map(|frame| bytes_of(cache.memory(), frame)).collect();
@@ -53,15 +85,14 @@ fn take(ring: &mut SplitRing, cache: &mut ChunkCache) -> (GuestTxBurst, Vec<Vec<
     (burst, taken)
 }
 
-#[test]
-fn a_header_may_be_spread_over_up_to_twelve_descriptors() {
+fn a_header_may_be_spread_over_up_to_twelve_descriptors(kind: Kind) {
     let frame = pattern(100, 1);
     let whole = [&PLAIN[..], &frame].concat();
     for pieces in 1..=12 {
         let mut cuts = vec![1; pieces - 1];
         cuts.push(12 - (pieces - 1));
         for indirect in [None, Some(0), Some(pieces)] {
-            let mut driver = Driver::new(32, 65535);
+            let mut driver = Driver::of(kind, 32, 65535);
             let head = driver.send(&cut(&whole, &cuts), indirect);
             let mut cache = chunks(8);
             let (burst, taken) = take(&mut driver.ring(), &mut cache);
@@ -79,9 +110,8 @@ fn a_header_may_be_spread_over_up_to_twelve_descriptors() {
     }
 }
 
-#[test]
-fn every_reason_to_drop_is_counted_and_the_chain_completed() {
-    let mut driver = Driver::new(64, 0);
+fn every_reason_to_drop_is_counted_and_the_chain_completed(kind: Kind) {
+    let mut driver = Driver::of(kind, 64, 0);
     let needs_csum = [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let gso = [0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let data_valid = [2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 9];
@@ -136,10 +166,9 @@ fn every_reason_to_drop_is_counted_and_the_chain_completed() {
     assert_eq!(driver.used().len(), 1);
 }
 
-#[test]
-fn the_longest_frame_passes_and_an_absurdly_cut_one_is_dropped() {
+fn the_longest_frame_passes_and_an_absurdly_cut_one_is_dropped(kind: Kind) {
     let longest = pattern(LONGEST, 4);
-    let mut driver = Driver::new(2048, 0);
+    let mut driver = Driver::of(kind, 2048, 0);
     driver.send(&[&PLAIN, &longest], None);
     let crumbs = pattern(1100, 5);
     driver.send(&[&PLAIN, &crumbs[..20]], None);
@@ -163,9 +192,8 @@ fn the_longest_frame_passes_and_an_absurdly_cut_one_is_dropped() {
     assert_eq!(driver.used().len(), 3);
 }
 
-#[test]
-fn legacy_rings_have_a_header_of_ten_bytes() {
-    let mut driver = Driver::new(8, 0);
+fn legacy_rings_have_a_header_of_ten_bytes(kind: Kind) {
+    let mut driver = Driver::of(kind, 8, 0);
     (driver.spec.version_1, driver.spec.mergeable) = (false, false);
     let frame = pattern(80, 6);
     driver.send(&[&PLAIN[..10], &frame], None);
@@ -175,7 +203,7 @@ fn legacy_rings_have_a_header_of_ten_bytes() {
         std::slice::from_ref(&frame)
     );
 
-    let mut driver = Driver::new(8, 0);
+    let mut driver = Driver::of(kind, 8, 0);
     (driver.spec.version_1, driver.spec.mergeable) = (false, false);
     let (head, buffers) = driver.post(&[10, 100], None);
     let frames = [make_frame(&mut cache, &frame)];
@@ -192,9 +220,8 @@ fn legacy_rings_have_a_header_of_ten_bytes() {
     assert_eq!(driver.read(buffers[0].0, 90), [&PLAIN[..10], &frame].concat());
 }
 
-#[test]
-fn a_broken_chain_ends_the_burst_and_then_the_ring() {
-    let mut driver = Driver::new(8, 0);
+fn a_broken_chain_ends_the_burst_and_then_the_ring(kind: Kind) {
+    let mut driver = Driver::of(kind, 8, 0);
     driver.send(&[&PLAIN, &pattern(60, 1)], None);
     driver.offer(&[(MEMORY_END - 1, 2, false)], None);
     let mut ring = driver.ring();
@@ -211,9 +238,10 @@ fn a_broken_chain_ends_the_burst_and_then_the_ring() {
         }
     );
     assert_eq!(discard_from_guest(&mut ring, 64), Err(error));
-    assert_eq!((driver.used().len(), ring.base()), (1, 1));
+    assert_eq!(driver.used().len(), 1);
+    assert_eq!(ring.base(), driver.settled_base());
 
-    let mut driver = Driver::new(8, 0);
+    let mut driver = Driver::of(kind, 8, 0);
     driver.post(&[200], None);
     driver.offer(&[(0, 100, false)], None);
     let mut ring = driver.ring();
@@ -229,12 +257,12 @@ fn a_broken_chain_ends_the_burst_and_then_the_ring() {
     );
     let error = give_to_guest(&mut ring, cache.memory(), &frames[1..]).unwrap_err();
     assert_eq!(error, RingError::NothingWritable { head: 1 });
-    assert_eq!((driver.used().len(), ring.base()), (1, 1));
+    assert_eq!(driver.used().len(), 1);
+    assert_eq!(ring.base(), driver.settled_base());
 }
 
-#[test]
-fn discarding_completes_without_looking() {
-    let mut driver = Driver::new(8, 65534);
+fn discarding_completes_without_looking(kind: Kind) {
+    let mut driver = Driver::of(kind, 8, 65534);
     let heads = [(); 4].map(|()| driver.send(&[b"not even a header"], None));
     let mut ring = driver.ring();
     assert_eq!(discard_from_guest(&mut ring, 3), Ok(3));
@@ -243,9 +271,8 @@ fn discarding_completes_without_looking() {
     assert_eq!(driver.used(), heads.map(|head| (head, 0)));
 }
 
-#[test]
-fn without_enough_buffers_none_is_consumed() {
-    let mut driver = Driver::new(8, 65535);
+fn without_enough_buffers_none_is_consumed(kind: Kind) {
+    let mut driver = Driver::of(kind, 8, 65535);
     let mut cache = chunks(8);
     let bytes = pattern(300, 7);
     let frames = [make_frame(&mut cache, &bytes)];
@@ -261,7 +288,7 @@ fn without_enough_buffers_none_is_consumed() {
     );
     assert_eq!(
         (ring.base(), ring.has_available(), driver.used().len()),
-        (65535, true, 0)
+        (driver.spec.base, true, 0)
     );
 
     posted.push(driver.post(&[50], None));
@@ -286,10 +313,9 @@ fn without_enough_buffers_none_is_consumed() {
     assert_eq!(got[12..], bytes);
 }
 
-#[test]
-fn frames_that_can_never_fit_are_skipped() {
+fn frames_that_can_never_fit_are_skipped(kind: Kind) {
     // Mergeable, but all buffers of the ring together are too small.
-    let mut driver = Driver::new(4, 0);
+    let mut driver = Driver::of(kind, 4, 0);
     let mut cache = chunks(8);
     for _ in 0..4 {
         driver.post(&[50], None);
@@ -308,10 +334,10 @@ fn frames_that_can_never_fit_are_skipped() {
     assert_eq!(driver.used().len(), 4);
 
     // Not mergeable: one chain a frame, num_buffers 1, and a chain that is too small stays.
-    let mut driver = Driver::new(8, 0);
+    let mut driver = Driver::of(kind, 8, 0);
     driver.spec.mergeable = false;
     let (head, buffers) = driver.post(&[100], None);
-    driver.post(&[1000], None);
+    let (second, _) = driver.post(&[1000], None);
     let frames = [89, 88, 988].map(|len| make_frame(&mut cache, &pattern(len, 9)));
     let mut ring = driver.ring();
     let burst = give_to_guest(&mut ring, cache.memory(), &frames).unwrap();
@@ -323,14 +349,13 @@ fn frames_that_can_never_fit_are_skipped() {
             too_long: 1
         }
     );
-    assert_eq!(driver.used(), [(head, 100), (1, 1000)]);
+    assert_eq!(driver.used(), [(head, 100), (second, 1000)]);
     assert_eq!(driver.read(buffers[0].0, 12)[10..], [1, 0]);
 }
 
-#[test]
-fn more_chains_than_a_batch_holds() {
+fn more_chains_than_a_batch_holds(kind: Kind) {
     // 800 tiny buffers: a frame that needs 250 of them fits a batch only when the batch is begun anew for it.
-    let mut driver = Driver::new(1024, 65000);
+    let mut driver = Driver::of(kind, 1024, 65000);
     let mut cache = chunks(16);
     for _ in 0..800 {
         driver.post(&[10], None);
@@ -347,7 +372,7 @@ fn more_chains_than_a_batch_holds() {
         }
     );
     assert_eq!(driver.used().len(), 500);
-    assert_eq!(ring.base(), 65000u16.wrapping_add(500));
+    assert_eq!(ring.base(), driver.settled_base());
 }
 
 /// A frame's length, where its chain is cut, and from which buffer on the chain is indirect.
@@ -360,15 +385,37 @@ fn sent() -> impl Strategy<Value = (usize, Vec<usize>, Option<usize>)> {
     )
 }
 
+/// A kind of ring and a size for it with room for 45 descriptors.
+fn ring_kind() -> impl Strategy<Value = (Kind, u16)> {
+    prop_oneof![
+        Just((Kind::Split, 64)),
+        (45u16..=64).prop_map(|size| (Kind::Packed, size)),
+    ]
+}
+
+/// A packed ring's descriptor: address, length, id and flags, with all the flags that mean something.
+fn packed_garbage() -> impl Strategy<Value = (u64, u32, u16, u16)> {
+    let available = prop::sample::select(vec![0, AVAIL_FLAG, USED_FLAG, AVAIL_FLAG | USED_FLAG]);
+    (
+        0u64..MEMORY_END + 64,
+        0u32..5000,
+        any::<u16>(),
+        0u16..8,
+        available,
+    )
+        .prop_map(|(addr, len, id, flags, available)| (addr.max(0x8_0000), len, id, flags | available))
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn guest_tx_gives_what_was_sent(
+        (kind, size) in ring_kind(),
         base in prop_oneof![Just(0u16), 65500u16..=65535, any::<u16>()],
         bursts in prop::collection::vec(prop::collection::vec(sent(), 1..10), 1..6),
     ) {
-        let mut driver = Driver::new(64, base);
+        let mut driver = Driver::of(kind, size, base);
         let mut ring = driver.ring();
         let mut cache = chunks(64);
         let mut seed = 0;
@@ -395,13 +442,15 @@ proptest! {
             prop_assert_eq!(burst, expected);
             prop_assert!(taken == frames, "frames differ");
             prop_assert_eq!(driver.used(), heads);
-            prop_assert_eq!(ring.base(), driver.avail_idx);
+            prop_assert_eq!(ring.base(), driver.settled_base());
+            prop_assert!(!ring.has_available());
         }
         prop_assert_eq!(cache.memory().census().held, 0);
     }
 
     #[test]
     fn guest_rx_gets_what_was_given(
+        (kind, size) in ring_kind(),
         base in prop_oneof![Just(0u16), 65500u16..=65535, any::<u16>()],
         mergeable: bool,
         rounds in prop::collection::vec((
@@ -409,7 +458,7 @@ proptest! {
             prop::collection::vec(prop_oneof![60usize..1600, 60usize..9000], 1..8),
         ), 1..6),
     ) {
-        let mut driver = Driver::new(64, base);
+        let mut driver = Driver::of(kind, size, base);
         driver.spec.mergeable = mergeable;
         let mut ring = driver.ring();
         let mut cache = chunks(64);
@@ -464,8 +513,8 @@ proptest! {
             }
             prop_assert_eq!(burst, GuestRxBurst { delivered, bytes, too_long });
             prop_assert_eq!(used.next(), None);
-            let outstanding = u16::try_from(offered.len()).unwrap();
-            prop_assert_eq!(ring.base(), driver.avail_idx.wrapping_sub(outstanding));
+            prop_assert_eq!(ring.base(), driver.settled_base());
+            prop_assert_eq!(ring.has_available(), !offered.is_empty());
             frames.into_iter().for_each(|frame| cache.free(frame));
         }
     }
@@ -500,18 +549,57 @@ proptest! {
             };
             ring.notify();
             let completed = u16::try_from(driver.used().len()).unwrap();
-            prop_assert_eq!(ring.base(), before.wrapping_add(completed));
+            let before = u16::try_from(before).unwrap();
+            prop_assert_eq!(ring.base(), u32::from(before.wrapping_add(completed)));
             if result.is_err() {
                 break;
             }
         }
         prop_assert_eq!(cache.memory().census().held, 0);
     }
+
+    /// The same for packed rings, with wrap counters that lie.
+    #[test]
+    fn packed_garbage_is_survived(
+        base in prop_oneof![Just(0u16), 0u16..20],
+        first in prop::collection::vec(packed_garbage(), 7),
+        then in prop::collection::vec((0u16..7, packed_garbage()), 1..20),
+        receive: bool,
+    ) {
+        let driver = Driver::of(Kind::Packed, 7, base);
+        for (at, (addr, len, id, flags)) in (0..).zip(first) {
+            driver.desc(at, addr, len, id, flags);
+        }
+        let mut ring = driver.ring();
+        let mut cache = chunks(64);
+        for (at, (addr, len, id, flags)) in then {
+            let result = if receive {
+                let frames = [make_frame(&mut cache, &pattern(600, 1)), make_frame(&mut cache, &pattern(60, 2))];
+                let result = give_to_guest(&mut ring, cache.memory(), &frames).map(|_| ());
+                frames.into_iter().for_each(|frame| cache.free(frame));
+                result
+            } else {
+                let mut out = Vec::new();
+                let result = take_from_guest(&mut ring, &mut cache, &mut out, 8).map(|_| ());
+                out.into_iter().for_each(|frame| cache.free(frame));
+                result
+            };
+            ring.notify();
+            ring.arm();
+            let (avail, used) = (ring.base() & 0xffff, ring.base() >> 16);
+            prop_assert_eq!(avail, used, "all that was taken was used");
+            prop_assert!(avail & 0x7fff < 7);
+            if result.is_err() {
+                break;
+            }
+            driver.desc(at, addr, len, id, flags);
+        }
+        prop_assert_eq!(cache.memory().census().held, 0);
+    }
 }
 
-#[test]
-fn a_guest_whose_memory_shrinks_does_not_take_the_daemon_along() {
-    let mut driver = Driver::new(8, 0);
+fn a_guest_whose_memory_shrinks_does_not_take_the_daemon_along(kind: Kind) {
+    let mut driver = Driver::of(kind, 8, 0);
     driver.send(&[&PLAIN, &pattern(64, 1)], None);
     let mut ring = driver.ring();
     driver.shrink();

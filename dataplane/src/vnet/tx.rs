@@ -2,7 +2,7 @@
 
 use super::header::Header;
 use crate::memory::frames::{ChunkCache, Frame, MAX_SEGMENTS, SEGMENT_SIZE};
-use crate::virtq::{Chain, Direction, More, RingError, SplitRing};
+use crate::virtq::{Chain, Direction, Engine, More, Ring, RingError, either};
 
 /// Bytes of an Ethernet header.
 const MIN_LEN: usize = 14;
@@ -43,7 +43,16 @@ enum Drop {
 /// A burst may end before `max` chains though more are available (at most 256 chains, 1024 segments and some 4096
 /// descriptors are looked at). A chain that breaks the ring's rules is an error only when it comes first.
 pub fn take_from_guest(
-    ring: &mut SplitRing,
+    ring: &mut Ring,
+    chunks: &mut ChunkCache,
+    out: &mut Vec<Frame>,
+    max: usize,
+) -> Result<GuestTxBurst, RingError> {
+    either!(ring, engine => take(engine, chunks, out, max))
+}
+
+fn take(
+    ring: &mut impl Engine,
     chunks: &mut ChunkCache,
     out: &mut Vec<Frame>,
     max: usize,
@@ -72,7 +81,11 @@ pub fn take_from_guest(
 }
 
 /// Completes and throws away up to `max` frames that the guest sends: a ring that is started but not enabled.
-pub fn discard_from_guest(ring: &mut SplitRing, max: usize) -> Result<u32, RingError> {
+pub fn discard_from_guest(ring: &mut Ring, max: usize) -> Result<u32, RingError> {
+    either!(ring, engine => discard(engine, max))
+}
+
+fn discard(ring: &mut impl Engine, max: usize) -> Result<u32, RingError> {
     let mut chains = 0;
     let More::Chains(_) = ring.gather(Direction::Readable, max)? else {
         return Ok(chains);
@@ -87,7 +100,7 @@ pub fn discard_from_guest(ring: &mut SplitRing, max: usize) -> Result<u32, RingE
 }
 
 #[inline]
-fn take_frame(ring: &SplitRing, chunks: &mut ChunkCache, chain: &Chain) -> Result<Frame, Drop> {
+fn take_frame(ring: &impl Engine, chunks: &mut ChunkCache, chain: &Chain) -> Result<Frame, Drop> {
     let header = Header::read(ring, chain).ok_or(Drop::BadHeader)?;
     if !header.asks_for_nothing() {
         return Err(Drop::BadHeader);

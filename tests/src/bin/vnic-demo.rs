@@ -129,6 +129,7 @@ fn run(demo: &mut Demo, options: &Options, folder: &Path) -> Result<()> {
         socket: daemon.socket("demo"),
         mac: MAC.to_owned(),
         queues: 1,
+        packed: false,
     };
     let guest = Guest::boot(folder, &GuestOptions::new("demo", vec![vnic]))?;
     guest.configure("eth0", &[&format!("{GUEST_IPV4}/24")])?;

@@ -107,7 +107,7 @@ fn now<M: MapMemory>(device: &mut Device<M>, request: Request) -> (Option<Reply>
 }
 
 /// Handles a request that must ask for a quiesce first.
-fn quiesced<M: MapMemory>(device: &mut Device<M>, request: Request, positions: &[u16]) -> Option<Reply> {
+fn quiesced<M: MapMemory>(device: &mut Device<M>, request: Request, positions: &[u32]) -> Option<Reply> {
     let Step::Quiesce(pending) = device.handle(plain(request)).unwrap() else {
         panic!("no quiesce asked for");
     };
@@ -183,7 +183,7 @@ fn view<M: MapMemory>(device: &Device<M>, ring: usize) -> RingView<'_> {
 
 #[test]
 fn features_are_offered_and_kept_whatever_the_queues() {
-    let want = (1 << 32) | (1 << 15) | (1 << 22) | (1 << 28) | (1 << 29) | (1 << 30);
+    let want = (1 << 32) | (1 << 34) | (1 << 35) | (1 << 15) | (1 << 22) | (1 << 28) | (1 << 29) | (1 << 30);
     for pairs in [1, 8] {
         let mut device = device(pairs);
         assert_eq!(number(now(&mut device, Request::GetFeatures).0), want);
@@ -282,7 +282,7 @@ fn get_vring_base_stops_without_resetting() {
     let (reply, _) = now(&mut device, Request::GetVringBase { ring: 0 });
     assert_eq!(reply, Some(Reply::vring_state(Code(11), 0, 65535)));
     let (reply, _) = now(&mut device, Request::GetVringBase { ring: 1 });
-    assert_eq!(reply, Some(Reply::vring_state(Code(11), 1, 0)));
+    assert_eq!(reply, Some(Reply::vring_state(Code(11), 1, 0x8000_8000)));
     // A kick fd is all it takes to go on.
     let (_, changed) = now(
         &mut device,
@@ -418,7 +418,7 @@ fn kick_call_and_err_fds_are_replaced_and_the_old_ones_closed() {
 
 #[test]
 fn a_refusal_is_a_nack_if_asked_for_and_a_fault_if_not() {
-    let bad = || Request::SetVringNum { ring: 0, size: 255 };
+    let bad = || Request::SetVringNum { ring: 0, size: 40000 };
     let mut device = device(1);
     // need_reply means nothing before REPLY_ACK was negotiated.
     for message in [plain(bad()), asking(bad())] {
@@ -426,7 +426,7 @@ fn a_refusal_is_a_nack_if_asked_for_and_a_fault_if_not() {
         assert!(
             fault
                 .to_string()
-                .starts_with("request 8 (SET_VRING_NUM) sets a queue size of 255"),
+                .starts_with("request 8 (SET_VRING_NUM) sets a queue size of 40000"),
             "{fault}"
         );
     }
@@ -483,6 +483,76 @@ fn requests_that_were_not_negotiated_are_named() {
 }
 
 #[test]
+fn packed_rings_have_rules_of_their_own() {
+    let num = |size| Request::SetVringNum { ring: 0, size };
+    let base = |base| Request::SetVringBase { ring: 0, base };
+    let parts = |desc, avail, used| Request::SetVringAddr {
+        ring: 0,
+        flags: 0,
+        addrs: RingAddrs { desc, avail, used },
+    };
+    let split = features::OFFERED & !features::RING_PACKED;
+    let verdicts = |bits: Option<u64>, requests: Vec<Request>| {
+        let mut device = device(1);
+        if let Some(bits) = bits {
+            now(&mut device, Request::SetFeatures(bits));
+        }
+        requests
+            .into_iter()
+            .map(|request| device.handle(plain(request)).is_ok())
+            .collect::<Vec<_>>()
+    };
+    let requests = || {
+        vec![
+            num(255),
+            num(0),
+            num(32769),
+            base(0x8003_8003),
+            parts(16, 4, 8),
+            parts(16, 2, 8),
+            parts(16, 4, 2),
+            parts(8, 4, 4),
+        ]
+    };
+    // Before SET_FEATURES nobody knows: what may be right passes, and is checked when the ring starts.
+    for (bits, expected) in [
+        (
+            Some(split),
+            [false, false, false, false, true, true, false, false],
+        ),
+        (
+            Some(features::OFFERED),
+            [true, false, false, true, true, false, false, false],
+        ),
+        (None, [true, false, false, true, true, true, false, false]),
+    ] {
+        assert_eq!(verdicts(bits, requests()), expected, "{bits:x?}");
+    }
+}
+
+#[test]
+fn a_packed_base_has_32_bits_all_the_way_round() {
+    let mut device = running();
+    now_or_quiesce(
+        &mut device,
+        Request::SetVringBase {
+            ring: 0,
+            base: 0x8003_0002,
+        },
+    );
+    assert_eq!(view(&device, 0).base, 0x8003_0002);
+    let reply = quiesced(&mut device, Request::GetVringBase { ring: 0 }, &[0x0007_0007]);
+    assert_eq!(reply, Some(Reply::vring_state(Code(11), 0, 0x0007_0007)));
+    // Never set: the wrap counters of a new packed ring are 1, a split ring begins at 0.
+    assert_eq!(view(&device, 1).base, 0x8000_8000);
+    now(
+        &mut device,
+        Request::SetFeatures(features::OFFERED & !features::RING_PACKED),
+    );
+    assert_eq!(view(&device, 1).base, 0);
+}
+
+#[test]
 fn bad_values_are_refused_and_change_nothing() {
     let misaligned = |desc, avail, used| Request::SetVringAddr {
         ring: 0,
@@ -531,6 +601,10 @@ fn bad_values_are_refused_and_change_nothing() {
         Request::SetVringErr { ring: 2, fd: None },
     ];
     let mut device = running();
+    now_or_quiesce(
+        &mut device,
+        Request::SetFeatures(features::OFFERED & !features::RING_PACKED),
+    );
     let before = format!("{:?}", device.rings().collect::<Vec<_>>());
     for request in bad {
         let name = format!("{request:?}");

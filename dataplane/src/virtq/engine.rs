@@ -1,0 +1,115 @@
+//! What both kinds of ring are to those who work on a burst.
+
+use std::sync::Arc;
+
+use super::chain::{Batch, Chain, Cursor, Direction};
+use super::notify::Call;
+use super::walk::Tables;
+use super::{RingError, RingSpec};
+
+/// What a gather found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum More {
+    /// This many chains, at least one.
+    Chains(usize),
+    /// The driver has made nothing more available.
+    Empty,
+    /// The batch cannot hold the next chain beside the ones it has.
+    Full,
+}
+
+/// What a ring consists of beside its format.
+pub(crate) struct Core {
+    pub(super) batch: Batch,
+    pub(super) tables: Tables,
+    pub(super) call: Call,
+    pub(super) event_idx: bool,
+    mergeable: bool,
+    version_1: bool,
+}
+
+impl Core {
+    pub(super) fn new(spec: &RingSpec) -> Core {
+        Core {
+            batch: Batch::new(Arc::clone(&spec.memory)),
+            tables: Tables::new(spec.indirect),
+            call: Call::new(spec.call.clone()),
+            event_idx: spec.event_idx,
+            mergeable: spec.mergeable,
+            version_1: spec.version_1,
+        }
+    }
+}
+
+/// A ring's format, for what works on bursts: compiled once for each, so that nothing is asked per frame.
+pub(crate) trait Engine {
+    /// What does not depend on the format.
+    fn core(&self) -> &Core;
+
+    /// Descriptors.
+    fn size(&self) -> u16;
+
+    /// Takes up to `max` available chains into an empty batch.
+    fn gather(&mut self, direction: Direction, max: usize) -> Result<More, RingError>;
+
+    /// Takes up to `max` more chains into the batch. A chain that breaks a rule is not taken: chains before it are
+    /// returned first, the error by the next call.
+    fn gather_more(&mut self, direction: Direction, max: usize) -> Result<More, RingError>;
+
+    /// Makes the batch's chains from `index` on available again, and empties the batch.
+    fn return_from(&mut self, index: usize);
+
+    /// Marks a chain as used, to be seen with the next [`Engine::publish`]. Chains must be completed in the order taken.
+    fn complete(&mut self, chain: &Chain, written: u32);
+
+    /// Shows the driver what was completed.
+    fn publish(&mut self);
+
+    /// Whether VIRTIO_NET_F_MRG_RXBUF was negotiated.
+    #[inline]
+    fn mergeable(&self) -> bool {
+        self.core().mergeable
+    }
+
+    /// Whether VIRTIO_F_VERSION_1 was negotiated.
+    #[inline]
+    fn version_1(&self) -> bool {
+        self.core().version_1
+    }
+
+    /// The chains of the batch, in the order taken.
+    #[inline]
+    fn chain(&self, index: usize) -> Option<Chain> {
+        self.core().batch.chains().get(index).copied()
+    }
+
+    /// Number of chains in the batch.
+    #[inline]
+    fn gathered(&self) -> usize {
+        self.core().batch.chains().len()
+    }
+
+    /// Copies the first bytes of a chain, reading each once. Returns whether it has that many.
+    #[inline]
+    fn read_once(&self, chain: &Chain, out: &mut [u8]) -> bool {
+        self.core().batch.read_once(chain, out)
+    }
+
+    /// The place of the byte that `skip` bytes of a chain precede.
+    #[inline]
+    fn cursor(&self, chain: &Chain, skip: usize) -> Cursor {
+        self.core().batch.cursor(chain, skip)
+    }
+
+    /// Copies bytes from the cursor on, across descriptors and chains. Returns how many there were.
+    #[inline]
+    fn read(&self, cursor: &mut Cursor, out: &mut [u8]) -> usize {
+        self.core().batch.read(cursor, out)
+    }
+
+    /// Writes bytes from the cursor on, across descriptors and chains. Returns how many there was room for.
+    #[inline]
+    fn write(&self, cursor: &mut Cursor, bytes: &[u8]) -> usize {
+        self.core().batch.write(cursor, bytes)
+    }
+}

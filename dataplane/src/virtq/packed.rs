@@ -1,0 +1,360 @@
+//! The packed virtqueue (virtio 1.2, 2.8), device side.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::chain::{Chain, Direction};
+use super::engine::{Core, Engine, More};
+use super::packed_layout::{PackedParts, Position, Wish};
+use super::walk::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Stop, WALK_BUDGET, Walk};
+use super::{MAX_INDIRECT_CHAIN, RingError, RingSpec};
+
+/// A packed virtqueue (virtio 1.2, 2.8), device side, with its pointers resolved.
+///
+/// Available and used descriptors share one ring. Used ones are written in a burst, and of the flags that show them to the
+/// driver those of the first are stored last, so the driver sees all or none.
+pub struct PackedRing {
+    parts: PackedParts,
+    core: Core,
+    /// The next descriptor to take.
+    next_avail: Position,
+    /// Where the next used element goes. Never ahead of `next_avail`.
+    next_used: Position,
+    /// Descriptors taken and not yet published as used.
+    outstanding: u16,
+    /// The descriptor of the first used element that was not yet published, and the flags that will publish it and those after
+    /// it.
+    first: Option<(u16, u16)>,
+    /// Descriptors of used elements not yet published.
+    staged: u16,
+    /// Descriptors of used elements published since the last decision to notify.
+    undecided: u32,
+    /// The next decision is to notify, whatever the driver wishes.
+    must_signal: bool,
+    /// Whether kicks were asked for.
+    armed: bool,
+}
+
+// SAFETY: the addresses it holds belong to no thread, and they stay mapped while the batch in it holds the memory map.
+unsafe impl Send for PackedRing {}
+
+/// What became of an attempt to take a chain.
+enum Taken {
+    Chain,
+    /// The driver has made none available.
+    Nothing,
+    /// The batch has no room for it.
+    NoRoom,
+}
+
+impl PackedRing {
+    /// Resolves and checks the ring's addresses and its base.
+    pub fn new(spec: &RingSpec) -> Result<PackedRing, RingError> {
+        let parts = PackedParts::new(spec)?;
+        let (next_avail, next_used, outstanding) =
+            positions(spec.base, parts.size).ok_or(RingError::BadBase {
+                base: spec.base,
+                size: parts.size,
+            })?;
+        // A predecessor may have asked for kicks.
+        parts.set_device_wish(Wish::Never);
+        Ok(PackedRing {
+            parts,
+            core: Core::new(spec),
+            next_avail,
+            next_used,
+            outstanding,
+            first: None,
+            staged: 0,
+            undecided: 0,
+            must_signal: true,
+            armed: false,
+        })
+    }
+
+    /// How far the ring was processed, with wrap counters: the answer to GET_VRING_BASE.
+    #[must_use]
+    pub fn base(&self) -> u32 {
+        u32::from(self.next_avail.bits()) | u32::from(self.next_used.bits()) << 16
+    }
+
+    /// Asks the driver for notifications (kicks), then looks again: `true` means work is there, do not sleep.
+    pub fn arm(&mut self) -> bool {
+        let wish = if self.core.event_idx {
+            Wish::At(self.next_avail)
+        } else {
+            Wish::Always
+        };
+        self.parts.set_device_wish(wish);
+        self.armed = true;
+        // The driver stores its flags and then loads what was stored above; with a full fence on both sides, either it
+        // sees the request and kicks, or its descriptor is seen here.
+        fence(Ordering::SeqCst);
+        self.has_available()
+    }
+
+    /// Tells the driver not to kick.
+    pub fn disarm(&mut self) {
+        if self.armed {
+            self.parts.set_device_wish(Wish::Never);
+            self.armed = false;
+        }
+    }
+
+    /// Whether the driver has made buffers available that were not taken yet.
+    #[must_use]
+    pub fn has_available(&self) -> bool {
+        let here = self.next_avail;
+        self.outstanding < self.parts.size && here.is_available(self.parts.load_flags(here.index))
+    }
+
+    /// Notifies the driver of the used buffers published since the last call, if it asked to be told. Returns whether it
+    /// wrote the call eventfd. The first call always notifies: a predecessor may have ended between publishing and notifying.
+    pub fn notify(&mut self) -> bool {
+        if self.must_signal {
+            self.must_signal = false;
+            self.undecided = 0;
+            return self.core.call.signal();
+        }
+        if self.undecided == 0 {
+            return false;
+        }
+        let moved = std::mem::take(&mut self.undecided);
+        // Our flags were stored before, the driver's wish is loaded after: either it sees the used descriptors before it
+        // sleeps, or we see its wish (the twin of the fence in `arm`).
+        fence(Ordering::SeqCst);
+        let wanted = match self.parts.driver_wish() {
+            Wish::Never => false,
+            Wish::At(event) if self.core.event_idx => self.next_used.passes(event, moved, self.parts.size),
+            Wish::At(_) | Wish::Always => true,
+        };
+        wanted && self.core.call.signal()
+    }
+
+    /// Replaces the call eventfd of a running ring (SET_VRING_CALL).
+    pub fn set_call(&mut self, call: Option<Arc<EventFd>>) {
+        self.core.call.replace(call);
+        // What was published under the old one may not have been seen through it.
+        self.must_signal = true;
+    }
+
+    /// Writes to the call eventfd that failed.
+    #[must_use]
+    pub fn call_errors(&self) -> u64 {
+        self.core.call.errors()
+    }
+
+    /// Takes the next chain, if there is one.
+    fn take(&mut self, direction: Direction, walked: &mut u32) -> Result<Taken, RingError> {
+        let here = self.next_avail;
+        if self.outstanding == self.parts.size {
+            return Ok(Taken::Nothing);
+        }
+        let flags = self.parts.load_flags(here.index);
+        if !here.is_available(flags) {
+            return Ok(Taken::Nothing);
+        }
+        if self.core.batch.is_full() {
+            return Ok(Taken::NoRoom);
+        }
+        let walk = if flags & DESC_F_INDIRECT == 0 {
+            self.walk_direct(flags, direction, walked)
+        } else {
+            self.walk_table(flags, direction, walked)
+        };
+        match walk {
+            Ok(End {
+                id,
+                entries,
+                truncated,
+            }) => {
+                self.core.batch.close(id, entries, truncated);
+                self.next_avail = here.ahead(entries, self.parts.size);
+                self.outstanding += entries;
+                Ok(Taken::Chain)
+            }
+            Err(stop) => {
+                self.core.batch.abort();
+                match stop {
+                    Stop::Full => Ok(Taken::NoRoom),
+                    Stop::Broken(error) => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Follows a chain of descriptors in the ring, whose first has these flags.
+    fn walk_direct(&mut self, mut flags: u16, direction: Direction, walked: &mut u32) -> Result<End, Stop> {
+        let size = self.parts.size;
+        let head = self.next_avail.index;
+        let mut walk = Walk::new(head, direction);
+        let mut at = self.next_avail;
+        // What was taken and not given back cannot be available again.
+        let limit = size - self.outstanding;
+        let mut entries = 0;
+        loop {
+            entries += 1;
+            *walked += 1;
+            if flags & DESC_F_INDIRECT != 0 {
+                return Err(RingError::IndirectMixed { head }.into());
+            }
+            let fields = self.parts.fields(at.index);
+            walk.buffer(&mut self.core.batch, fields.addr, fields.len, flags)?;
+            if flags & DESC_F_NEXT == 0 {
+                // The id is in the last descriptor; what it means is the driver's business (2.8.2).
+                return Ok(End {
+                    id: fields.id,
+                    entries,
+                    truncated: walk.end()?,
+                });
+            }
+            if entries == limit {
+                let limit = limit.into();
+                return Err(RingError::ChainTooLong { head, limit }.into());
+            }
+            at = at.ahead(1, size);
+            flags = self.parts.load_flags(at.index);
+            if !at.is_available(flags) {
+                return Err(RingError::NotAvailable { head, at: at.index }.into());
+            }
+        }
+    }
+
+    /// Goes through the indirect table that the next descriptor, with these flags, refers to. All of its descriptors count, in
+    /// their order; only their WRITE flags mean anything (2.8.7).
+    fn walk_table(&mut self, flags: u16, direction: Direction, walked: &mut u32) -> Result<End, Stop> {
+        let Core { batch, tables, .. } = &mut self.core;
+        let head = self.next_avail.index;
+        let table = self.parts.fields(head);
+        let entries = tables.check(head, table.len, flags, false)?;
+        let limit = self.parts.size.max(MAX_INDIRECT_CHAIN);
+        let entries = u16::try_from(entries)
+            .ok()
+            .filter(|&entries| entries <= limit)
+            .ok_or(RingError::ChainTooLong {
+                head,
+                limit: limit.into(),
+            })?;
+        let mut walk = Walk::new(head, direction);
+        *walked += 1 + u32::from(entries);
+        for index in 0..entries {
+            let desc = tables.read(batch.memory(), head, table.addr, index)?;
+            let flags = desc.fourth;
+            if flags & DESC_F_INDIRECT != 0 {
+                return Err(RingError::IndirectNested { head }.into());
+            }
+            walk.buffer(batch, desc.addr, desc.len, flags)?;
+        }
+        Ok(End {
+            id: table.id,
+            entries: 1,
+            truncated: walk.end()?,
+        })
+    }
+}
+
+/// How a chain ended.
+struct End {
+    id: u16,
+    /// Descriptors in the ring.
+    entries: u16,
+    /// Only a part of it was kept.
+    truncated: bool,
+}
+
+/// The next descriptor to take, the next to use, and how many were taken and not used, from a ring base.
+fn positions(base: u32, size: u16) -> Option<(Position, Position, u16)> {
+    let [avail_low, avail_high, used_low, used_high] = base.to_le_bytes();
+    let avail = u16::from_le_bytes([avail_low, avail_high]);
+    let used = match u16::from_le_bytes([used_low, used_high]) {
+        // DPDK's virtio-user sets only the lower half, as DPDK's own back-end takes only that one. A ring that stands
+        // still has used all that it took, so the upper half is the same.
+        0 => avail,
+        used => used,
+    };
+    let (avail, used) = (Position::from_bits(avail), Position::from_bits(used));
+    if avail.index >= size || used.index >= size {
+        return None;
+    }
+    Some((avail, used, used.distance_to(avail, size)?))
+}
+
+impl Engine for PackedRing {
+    #[inline]
+    fn core(&self) -> &Core {
+        &self.core
+    }
+
+    #[inline]
+    fn size(&self) -> u16 {
+        self.parts.size
+    }
+
+    fn gather(&mut self, direction: Direction, max: usize) -> Result<More, RingError> {
+        self.core.batch.clear();
+        self.gather_more(direction, max)
+    }
+
+    fn gather_more(&mut self, direction: Direction, max: usize) -> Result<More, RingError> {
+        let mut walked = 0;
+        let mut taken = 0;
+        let mut otherwise = More::Empty;
+        while taken < max && walked < WALK_BUDGET {
+            match self.take(direction, &mut walked) {
+                Ok(Taken::Chain) => taken += 1,
+                Ok(Taken::Nothing) => break,
+                Ok(Taken::NoRoom) => {
+                    otherwise = More::Full;
+                    break;
+                }
+                Err(_) if taken > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(if taken == 0 {
+            otherwise
+        } else {
+            More::Chains(taken)
+        })
+    }
+
+    fn return_from(&mut self, index: usize) {
+        let left = self.core.batch.entries_from(index);
+        self.next_avail = self.next_avail.behind(left, self.parts.size);
+        self.outstanding -= left;
+        self.core.batch.clear();
+    }
+
+    #[inline]
+    fn complete(&mut self, chain: &Chain, written: u32) {
+        let index = self.next_used.index;
+        self.parts.write_used(index, chain.id, written);
+        // In a used element WRITE says that the length means something (2.8.4).
+        let write = if written > 0 { DESC_F_WRITE } else { 0 };
+        let flags = self.next_used.used_flags() | write;
+        if self.first.is_none() {
+            self.first = Some((index, flags));
+        } else {
+            self.parts.store_flags(index, flags);
+        }
+        self.next_used = self.next_used.ahead(chain.entries, self.parts.size);
+        self.staged += chain.entries;
+    }
+
+    #[inline]
+    fn publish(&mut self) {
+        if let Some((index, flags)) = self.first.take() {
+            // The driver looks at used descriptors in their order, so it comes to the others only after this one, and
+            // with this one it sees what was written before: the others, and the buffers' bytes.
+            self.parts.release_flags(index, flags);
+            self.undecided = self.undecided.saturating_add(self.staged.into());
+            self.outstanding -= self.staged;
+            self.staged = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
