@@ -38,6 +38,7 @@ fn only_an_address_of_nobody_else_is_learned() -> Result<()> {
     options.ports[0].mac = None;
     let daemon = Daemon::start(&fabric.host, folder.path(), &options)?;
     let vnic = Vnic {
+        packed: false,
         socket: port_socket(folder.path(), "p0"),
         mac: guest_mac(0),
         queues: 1,
