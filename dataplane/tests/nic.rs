@@ -406,20 +406,21 @@ fn the_program_goes_with_its_handle() {
     });
 }
 
-/// The child's part of the next test.
-#[test]
-#[ignore = "run by the_program_goes_with_a_killed_process"]
-fn hold_the_program() {
-    let _program = Program::attach(index(NIC), NIC, AttachMode::Auto).unwrap();
-    println!("\nholding");
-    let _ = std::io::stdin().read_line(&mut String::new());
-}
+/// Set for the process that [`the_program_goes_with_a_killed_process`] starts, which is this test again.
+const HOLD: &str = "VNIC_TEST_HOLD_THE_PROGRAM";
 
 #[test]
 fn the_program_goes_with_a_killed_process() {
+    if std::env::var_os(HOLD).is_some() {
+        let _program = Program::attach(index(NIC), NIC, AttachMode::Auto).unwrap();
+        println!("\nholding");
+        let _ = std::io::stdin().read_line(&mut String::new());
+        return;
+    }
     in_namespace(1, || {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "hold_the_program", "--ignored", "--nocapture"])
+            .args(["--exact", "the_program_goes_with_a_killed_process", "--nocapture"])
+            .env(HOLD, "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

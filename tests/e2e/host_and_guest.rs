@@ -58,6 +58,7 @@ fn a_veth_connects_host_and_guest() -> Result<()> {
         "rx-vlan-offload: off"
     );
     let vnic = Vnic {
+        packed: false,
         socket: port_socket(folder.path(), "p0"),
         mac: guest_mac(0),
         queues: 1,

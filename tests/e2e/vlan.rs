@@ -85,6 +85,7 @@ impl Stage {
         }
         let daemon = Daemon::start(&fabric.host, folder.path(), &options)?;
         let vnic = |(name, mac): &(&str, &str)| Vnic {
+            packed: false,
             socket: port_socket(folder.path(), name),
             mac: (*mac).to_owned(),
             queues: 1,

@@ -1,6 +1,6 @@
 //! `vnic doctor`: is this host ready, and what to do where it is not.
 //!
-//! [`crate::host::survey`] gathers facts, [`host`] and [`nic`] judge them (pure functions), [`render`] shows the findings.
+//! [`crate::host::survey`] gathers facts, `host` and `nic` judge them (pure functions), `render` shows the findings.
 
 mod host;
 mod nic;

@@ -5,7 +5,7 @@
 //! behind these five steps.
 //!
 //! There are two formats, split and packed; each has an engine of its own. Which one a ring has is settled when it starts:
-//! [`Ring`] is asked once a burst, and what works on a burst is compiled for either [`Engine`].
+//! [`Ring`] is asked once a burst, and what works on a burst is compiled for either `Engine`.
 
 mod chain;
 mod engine;

@@ -30,7 +30,7 @@ pub const BATCH: usize = 64;
 /// Entries per hundred lanes that the table is sized for; beyond, insertions begin to fail now and then.
 const FILL_PERCENT: usize = 91;
 
-/// Where an entry was found, and its state then. It stays usable after the entry is gone: see [`bucket`].
+/// Where an entry was found, and its state then. It stays usable after the entry is gone: see the module `bucket`.
 #[derive(Debug, Clone, Copy)]
 pub struct Hit {
     bucket: u32,

@@ -346,6 +346,23 @@ impl Lab {
         frames
     }
 
+    /// What a guest receives until that and what was dropped for `reason` make up `count` frames.
+    pub(super) fn receive_until_dropped(
+        &mut self,
+        guest: usize,
+        reason: DropReason,
+        count: u64,
+    ) -> Vec<Vec<u8>> {
+        let guest = &mut self.guests[guest];
+        let mut frames = Vec::new();
+        wait_for("every frame received or dropped", || {
+            frames.extend(guest.received());
+            (frames.len() as u64 + guest.drops(reason) >= count).then_some(())
+        });
+        assert_eq!(frames.len() as u64 + guest.drops(reason), count);
+        frames
+    }
+
     /// Waits for a drop and returns once it is counted exactly `count` times.
     pub(super) fn dropped(&self, guest: usize, reason: DropReason, count: u64) {
         let guest = &self.guests[guest];
