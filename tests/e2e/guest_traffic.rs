@@ -187,21 +187,20 @@ fn spoofed_sources(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// Packed rings go on where they stood after a stop, and begin anew with the guest's kernel, wrap counters and all.
+/// Packed rings begin anew with the guest's kernel and go on where they stood after a stop, wrap counters and all.
 #[test]
-fn packed_rings_carry_all_traffic_and_survive_stops_and_a_reboot() -> Result<()> {
+fn packed_rings_carry_all_traffic_and_survive_a_reboot_and_stops() -> Result<()> {
     let mut scene = Scene::with_packed_rings(2, 1, 1)?;
     all_kinds(&scene)?;
+    scene.guests[0].reboot()?;
+    scene.address(0)?;
+    neighbours_and_ping(&scene)?;
     let sessions = scene.open_sessions(8)?;
     for round in 0..3 {
         scene.guests[0].pause_and_resume()?;
         sessions.advance(&scene, &format!("after stop and start {round}"))?;
     }
     sessions.finish(&scene)?;
-    scene.guests[0].reboot()?;
-    scene.address(0)?;
-    neighbours_and_ping(&scene)?;
-    tcp_both_ways(&scene)?;
     let ports = scene.daemon()?.query("ports")?;
     let features = ports["ports"][0]["features"].as_array().expect("a list");
     assert!(

@@ -413,13 +413,17 @@ proptest! {
     fn guest_tx_gives_what_was_sent(
         (kind, size) in ring_kind(),
         base in prop_oneof![Just(0u16), 65500u16..=65535, any::<u16>()],
-        bursts in prop::collection::vec(prop::collection::vec(sent(), 1..10), 1..6),
+        bursts in prop::collection::vec((prop::collection::vec(sent(), 1..10), any::<bool>()), 1..6),
     ) {
         let mut driver = Driver::of(kind, size, base);
         let mut ring = driver.ring();
         let mut cache = chunks(64);
         let mut seed = 0;
-        for burst in bursts {
+        for (burst, restart) in bursts {
+            if restart {
+                driver.spec.base = ring.base();
+                ring = driver.ring();
+            }
             let (mut heads, mut frames, mut expected) = (Vec::new(), Vec::new(), GuestTxBurst::default());
             for (len, cuts, indirect) in burst {
                 seed += 1;
@@ -456,6 +460,7 @@ proptest! {
         rounds in prop::collection::vec((
             prop::collection::vec((prop::collection::vec(0u32..2000, 1..4), prop::option::of(0usize..4)), 0..12),
             prop::collection::vec(prop_oneof![60usize..1600, 60usize..9000], 1..8),
+            any::<bool>(),
         ), 1..6),
     ) {
         let mut driver = Driver::of(kind, size, base);
@@ -464,7 +469,11 @@ proptest! {
         let mut cache = chunks(64);
         // Chains that the driver offered and the device has not used, oldest first.
         let mut offered = std::collections::VecDeque::new();
-        for (chains, lens) in rounds {
+        for (chains, lens, restart) in rounds {
+            if restart {
+                driver.spec.base = ring.base();
+                ring = driver.ring();
+            }
             for (buffers, indirect) in chains {
                 // Descriptors are used in a circle, so no more chains than this may be out at once.
                 if offered.len() < 15 {
