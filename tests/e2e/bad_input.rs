@@ -106,7 +106,7 @@ fn wrong_arguments_are_refused_with_cause_and_cure() -> Result<()> {
             &["--socket-path", "--fd", "exclude"],
         ),
         (&["--fd", "77", "--nic", "up0"], &["77", "not open"]),
-        (&["--fd", "0", "--nic", "up0"], &["--fd 0", "standard"]),
+        (&["--fd", "0", "--nic", "up0"], &["0 for `--fd`", "give 3 to"]),
         (
             &["--port", &bad_mac, "--nic", "up0"],
             &["52:54:00", "MAC address"],
