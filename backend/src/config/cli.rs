@@ -19,7 +19,10 @@ const EXAMPLES: &str = "Examples:
   QEMU's side of a port:
     -object memory-backend-memfd,id=ram,size=1G,share=on -machine memory-backend=ram
     -chardev socket,id=c0,path=/run/vnic/vm.sock -netdev vhost-user,id=n0,chardev=c0
-    -device virtio-net-pci,netdev=n0";
+    -device virtio-net-pci,netdev=n0
+
+Log: on stderr, by default at level info; RUST_LOG=debug (or vnic_backend=debug, warn, error) chooses another.
+  error: something cannot do its job; warn: wrong, and survived; info: life cycle; debug: protocol messages.";
 
 /// vhost-user backend for virtio-net: connects guests to AF_XDP sockets on up to eight host NICs and balances their
 /// sessions over the NICs.
