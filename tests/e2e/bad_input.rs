@@ -176,6 +176,27 @@ fn a_nic_that_another_daemon_drives_is_refused() -> Result<()> {
 }
 
 #[test]
+fn an_inherited_descriptor_that_is_no_socket_is_refused() -> Result<()> {
+    let namespace = Netns::create("fd")?;
+    let folder = tempfile::tempdir()?;
+    let output = namespace
+        .command("sh")
+        .args([
+            "-c",
+            "exec timeout --kill-after=1 10 \"$0\" --fd 3 --nic up0 --control \"$1\" 3</dev/null",
+        ])
+        .arg(binary("vnicd")?)
+        .arg(folder.path().join("control.sock"))
+        .output()?;
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    for word in ["--fd 3", "/dev/null", "socket"] {
+        assert!(message.contains(word), "`{word}` is not in: {message}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_daemon_without_privilege_says_what_it_needs() -> Result<()> {
     let fabric = Fabric::new(1, 1, Distribution::Lag)?;
     let folder = tempfile::tempdir()?;
