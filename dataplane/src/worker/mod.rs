@@ -6,8 +6,10 @@
 mod deliver;
 mod from_guest;
 mod from_nic;
+mod sort;
 #[cfg(test)]
 mod tests;
+mod to_guest;
 mod wait;
 
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use crate::engine::SharedState;
 use crate::fabric::{Fabric, Stock};
 use crate::memory::frames::{ChunkCache, Frame, FrameMemory};
 use deliver::Staged;
+use sort::Sorted;
 pub use wait::Poll;
 pub(crate) use wait::Waiter;
 
@@ -38,6 +41,8 @@ struct Context {
     shared: Arc<SharedState>,
     stock: Stock,
     now: Millis,
+    /// The burst in hand from a guest.
+    sorted: Sorted,
     /// Frames of the burst in hand.
     burst: Vec<Frame>,
     /// Frames on their way out by a NIC, beside what the balancer is told of them and what it answers.
@@ -58,6 +63,7 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
         memory,
         shared: Arc::clone(&shared),
         now: 0,
+        sorted: Sorted::new(),
         burst: Vec::with_capacity(BURST),
         uplink: Vec::with_capacity(BURST),
         observed: Vec::with_capacity(BURST),
