@@ -54,7 +54,7 @@ impl Sorted {
     }
 
     #[inline]
-    fn to_ring(&mut self, index: u8, port: PortIndex, pair: usize) {
+    fn push(&mut self, index: u8, port: PortIndex, pair: usize) {
         let ring = usize::from(port) * MAX_QUEUE_PAIRS + pair;
         let picks = &mut self.by_ring[ring];
         if picks.is_empty() {
@@ -92,7 +92,7 @@ impl Sorted {
             .map(|(index, port)| (usize::from(index), &looks[usize::from(index)], (index, port)));
         vnet::peek(engine, picks, |_, (index, port), head| {
             let pair = fabric.ports[usize::from(port)].rx_pair(parse(head).flow_hash());
-            self.to_ring(index, port, pair.unwrap_or(0));
+            self.push(index, port, pair.unwrap_or(0));
         });
         self.looks = looks;
         self.by_flow = by_flow;
@@ -137,7 +137,7 @@ impl Context {
                 },
             };
             match route {
-                Route::Ring(port, pair) => sorted.to_ring(index, port, pair.into()),
+                Route::Ring(port, pair) => sorted.push(index, port, pair.into()),
                 Route::Flow(port) => sorted.by_flow.push((index, port)),
                 Route::Port(_) | Route::Uplink | Route::Group => sorted.copied.push((index, route, vlan)),
             }
