@@ -23,7 +23,7 @@ mod walk;
 
 use std::sync::Arc;
 
-pub(crate) use self::chain::{Chain, Direction, FRONT};
+pub(crate) use self::chain::{Chain, Direction, HEAD};
 pub(crate) use self::engine::{Engine, More};
 pub use self::packed::PackedRing;
 pub use self::split::SplitRing;

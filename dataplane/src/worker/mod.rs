@@ -28,7 +28,7 @@ pub use wait::Poll;
 pub(crate) use wait::Waiter;
 
 /// Frames taken from one queue in one turn.
-const BURST: usize = 32;
+const BURST: usize = 64;
 
 /// Turns between two looks at the clock: a look costs as much as a frame, and a turn takes microseconds at most.
 const CLOCK_TURNS: u32 = 16;
