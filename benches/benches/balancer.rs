@@ -30,6 +30,7 @@ fn steering(criterion: &mut Criterion) {
                 })
                 .collect(),
             session_capacity: 1 << 21,
+            workers: 1,
             hash_key: [7; 16],
         });
         for nic in 0..8 {

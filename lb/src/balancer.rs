@@ -23,6 +23,8 @@ pub struct BalancerConfig {
     pub nics: Vec<NicInfo>,
     /// Sessions that the table is sized for; its memory (about 80 bytes each) is allocated at once.
     pub session_capacity: usize,
+    /// Workers that will call [`Balancer::steer`] and [`Balancer::observe`]. A single one is spared atomic additions.
+    pub workers: usize,
     /// Key of the slot hash, kept by the caller across restarts.
     pub hash_key: [u8; 16],
 }
@@ -90,7 +92,7 @@ impl Balancer {
             alive: AliveSet::default(),
             slots: SlotTable::new(&config.nics, &config.hash_key),
             policy: Box::new(HashPolicy),
-            table: SessionTable::new(config.session_capacity),
+            table: SessionTable::new(config.session_capacity, config.workers),
             counters: AllCounters::new(),
         })
     }
@@ -123,7 +125,8 @@ impl Balancer {
     /// What was in `out` is dropped; it does not allocate once its capacity is that of a burst.
     pub fn steer(&self, worker: usize, now: Millis, frames: &[Observed], out: &mut Vec<Option<NicIndex>>) {
         out.clear();
-        for burst in frames.chunks(BATCH) {
+        out.resize(frames.len(), None);
+        for (burst, out) in frames.chunks(BATCH).zip(out.chunks_mut(BATCH)) {
             self.turn(worker, now).steer(burst, out);
         }
     }

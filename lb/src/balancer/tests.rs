@@ -16,6 +16,7 @@ fn balancer(nics: u8, capacity: usize) -> Arc<Balancer> {
     let config = BalancerConfig {
         nics: ids.collect(),
         session_capacity: capacity,
+        workers: 2,
         hash_key: [7; 16],
     };
     let balancer = Balancer::new(&config);
