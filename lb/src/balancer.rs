@@ -1,11 +1,13 @@
 //! The one face that `dataplane` calls: a burst of parsed frames in, a NIC for each out.
 
+mod burst;
 #[cfg(test)]
 mod tests;
 mod turn;
 
 use std::sync::Arc;
 
+pub use self::burst::Burst;
 use self::turn::Turn;
 use crate::Millis;
 use crate::counters::AllCounters;
@@ -36,6 +38,13 @@ pub struct Observed {
     pub parsed: Parsed,
     /// Bytes of the frame, without virtio header and FCS.
     pub frame_len: u32,
+}
+
+impl Observed {
+    const EMPTY: Observed = Observed {
+        parsed: Parsed::EMPTY,
+        frame_len: 0,
+    };
 }
 
 /// One session, as an operator lists it.

@@ -138,6 +138,7 @@ impl Daemon {
                 })
                 .collect(),
             session_capacity: config.sessions,
+            workers: config.workers,
             hash_key,
         });
         let engine_config = EngineConfig {

@@ -1,8 +1,6 @@
 //! Frames that guests send.
 
-use vnic_lb::balancer::Observed;
 use vnic_lb::mac::Mac;
-use vnic_lb::parse::parse;
 
 use super::{BURST, Context};
 use crate::counters::DropReason;
@@ -102,10 +100,7 @@ impl Context {
         match switch::from_guest(fabric, port, vlan, dst) {
             FromGuest::Port(destination) => self.stage(fabric, destination, frame),
             FromGuest::Uplink => {
-                self.observed.push(Observed {
-                    parsed: parse(self.memory.head(&frame)),
-                    frame_len: frame_len(&frame),
-                });
+                self.observed.push(self.memory.head(&frame), frame_len(&frame));
                 self.uplink.push(frame);
             }
             FromGuest::Group => self.spread(fabric, port, vlan, frame),

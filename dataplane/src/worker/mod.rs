@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use vnic_lb::Millis;
-use vnic_lb::balancer::{Balancer, Observed};
+use vnic_lb::balancer::{Balancer, Burst};
 use vnic_lb::nics::NicIndex;
 
 use crate::engine::SharedState;
@@ -42,7 +42,7 @@ struct Context {
     burst: Vec<Frame>,
     /// Frames on their way out by a NIC, beside what the balancer is told of them and what it answers.
     uplink: Vec<Frame>,
-    observed: Vec<Observed>,
+    observed: Burst,
     choices: Vec<Option<NicIndex>>,
     /// Frames by destination.
     staged: Staged,
@@ -60,7 +60,7 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
         now: 0,
         burst: Vec::with_capacity(BURST),
         uplink: Vec::with_capacity(BURST),
-        observed: Vec::with_capacity(BURST),
+        observed: Burst::with_capacity(BURST),
         choices: Vec::with_capacity(BURST),
         staged: Staged::new(),
     };

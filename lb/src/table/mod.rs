@@ -227,9 +227,12 @@ impl SessionTable {
         for (probe, lookup) in probes.iter_mut().zip(lookups.iter()) {
             let first = &self.buckets[probe.bucket];
             probe.candidate = first.candidate(signature(lookup.hash));
-            touched ^= first.touch_entry(usize::from(probe.candidate.lane));
             // Most buckets have sent nobody away, so most misses end here.
             elsewhere |= probe.candidate.is_none() && first.overflow.load(Relaxed) != 0;
+        }
+        // In a loop of its own, so that few instructions are between two reads and more of them are under way at once.
+        for probe in probes.iter() {
+            touched ^= self.buckets[probe.bucket].touch_entry(usize::from(probe.candidate.lane));
         }
         if elsewhere {
             touched ^= self.follow_overflow(probes, lookups);

@@ -242,6 +242,7 @@ impl Lab {
                 })
                 .collect(),
             session_capacity: 4096,
+            workers,
             hash_key: [7; 16],
         });
         let config = EngineConfig {
