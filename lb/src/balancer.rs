@@ -2,6 +2,7 @@
 
 mod control;
 mod explain;
+mod note;
 #[cfg(test)]
 mod tests;
 mod turn;
@@ -17,6 +18,7 @@ use self::control::Control;
 pub use self::explain::{Explanation, NicExplained, Reason};
 use self::turn::Turn;
 use crate::counters::AllCounters;
+use crate::in_flight::InFlight;
 use crate::key::SessionKey;
 use crate::nics::{AliveSet, NicIndex, NicInfo, NicSet, members};
 use crate::parse::Parsed;
@@ -24,7 +26,8 @@ use crate::plan::{Plan, Planner};
 use crate::policy::{Algorithm, NewSession, SLOW_START_MS};
 use crate::signals::Signals;
 use crate::table::{BATCH, Listed, SessionTable, elapsed_ms};
-use crate::{Clock, MAX_NICS, Millis};
+use crate::watch::AllNotes;
+use crate::{Clock, MAX_NICS, Millis, rebalance};
 
 /// How the balancer is set up; fixed at start except where a method says otherwise.
 #[derive(Debug, Clone)]
@@ -96,6 +99,10 @@ pub struct Balancer {
     table: SessionTable,
     counters: AllCounters,
     signals: Signals,
+    in_flight: InFlight,
+    notes: AllNotes,
+    /// Ticks of the clock for which a session must have paused before it may move.
+    move_gap_ms: AtomicU32,
     /// Whoever changes something holds it; no worker does.
     control: Mutex<Control>,
 }
@@ -116,6 +123,9 @@ impl Balancer {
             table: SessionTable::new(config.session_capacity),
             counters: AllCounters::new(),
             signals: Signals::new(),
+            in_flight: InFlight::default(),
+            notes: AllNotes::new(),
+            move_gap_ms: AtomicU32::new(rebalance::gap_ms(0.0)),
             control: Mutex::new(Control::new(planner)),
         })
     }
@@ -208,6 +218,8 @@ impl Balancer {
             counters: self.counters.of(worker),
             alive: self.alive.snapshot(),
             now: now.millis,
+            micros: now.micros,
+            notes: self.measuring.load(Relaxed).then(|| self.notes.of(worker)),
             plan: OnceCell::new(),
             loads: RefCell::new(None),
         }

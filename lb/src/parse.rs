@@ -8,7 +8,7 @@ mod ip;
 mod tests;
 mod transport;
 
-use crate::key::{Direction, SessionKey};
+use crate::key::{Direction, SessionKey, proto};
 use crate::mac::Mac;
 
 /// EtherTypes that the parser looks behind (IEEE 802 numbers).
@@ -70,6 +70,7 @@ pub struct Parsed {
     ethertype: u16,
     l3: u16,
     l4: u16,
+    timestamps: [u32; 2],
     protocol: u8,
     tcp_flags: u8,
     vlan_tags: u8,
@@ -144,6 +145,18 @@ impl Parsed {
         self.tcp_flags
     }
 
+    /// Timestamp value and echo of a TCP segment (RFC 7323, 3.2), if its options begin as everybody's do (appendix A).
+    #[must_use]
+    pub const fn timestamps(&self) -> Option<(u32, u32)> {
+        let [value, echo] = self.timestamps;
+        // 0 for both stands for none: such a segment would be one in 2^64.
+        if value | echo == 0 {
+            None
+        } else {
+            Some((value, echo))
+        }
+    }
+
     /// What the frame is to the balancer.
     #[must_use]
     pub const fn class(&self) -> Class {
@@ -194,6 +207,7 @@ pub fn parse(bytes: &[u8]) -> Parsed {
         ethertype: 0,
         l3: 0,
         l4: 0,
+        timestamps: [0; 2],
         protocol: 0,
         tcp_flags: 0,
         vlan_tags: 0,
@@ -240,6 +254,9 @@ pub fn parse(bytes: &[u8]) -> Parsed {
     parsed.tcp_flags = packet.tcp_flags;
     parsed.l3 = offset;
     parsed.l4 = packet.transport.map_or(0, |transport| offset + transport);
+    if packet.protocol == proto::TCP && packet.class == Class::Session {
+        parsed.timestamps = transport::timestamps(bytes, usize::from(parsed.l4));
+    }
     parsed
 }
 

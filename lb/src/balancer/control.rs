@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::Balancer;
-use crate::nics::{NicError, NicIndex, NicInfo, NicState, has};
+use crate::nics::{NicError, NicIndex, NicInfo, NicState, has, members};
 use crate::plan::Planner;
 use crate::policy::Algorithm;
-use crate::signals::Meter;
+use crate::rebalance::{Rebalancer, gap_ms};
+use crate::signals::{Meter, capacities};
 use crate::{Clock, Millis};
 
 /// What changes are made of.
@@ -18,6 +19,7 @@ pub(super) struct Control {
     /// NICs that have been alive: one that is alive again is in slow start, those of the start are not.
     seen: u32,
     meter: Meter,
+    rebalancer: Rebalancer,
 }
 
 impl Control {
@@ -26,6 +28,7 @@ impl Control {
             planner,
             seen: 0,
             meter: Meter::default(),
+            rebalancer: Rebalancer::new(),
         }
     }
 }
@@ -185,19 +188,34 @@ impl Balancer {
         let mut control = self.control();
         let warm = self.warming.load(Relaxed) & !self.warming(now);
         self.warming.fetch_and(!warm, Relaxed);
-        let (plan, alive) = (self.plan.load(), self.alive.snapshot());
+        let plan = self.plan.load();
+        let Control {
+            meter, rebalancer, ..
+        } = &mut *control;
         if plan.algorithm != Algorithm::Adaptive {
+            if meter.stop() {
+                rebalancer.stop(&self.table);
+            }
             return;
         }
-        let (sent, loads) = (self.counters.sent(), self.counters.loads());
-        let meter = &mut control.meter;
-        self.signals.tick(
-            meter,
+        if !meter.is_due(now) {
+            return;
+        }
+        let alive = self.alive.snapshot() & plan.present;
+        let (sent, sessions) = (self.counters.sent(), self.counters.loads().sessions);
+        self.signals.tick(meter, now, alive, &plan.nics, &sent, &sessions);
+        let spread_us = self.signals.rtt_spread_us(alive);
+        self.move_gap_ms.store(gap_ms(spread_us), Relaxed);
+        let in_use = members(alive)
+            .filter(|&nic| plan.weights[usize::from(nic)] != 0)
+            .fold(0, |set, nic| set | 1 << nic);
+        rebalancer.tick(
+            &self.table,
+            &self.notes,
             now,
-            alive & plan.present,
-            &plan.nics,
-            &sent,
-            &loads.sessions,
+            in_use,
+            &sent.map(|sent| sent.bytes),
+            &capacities(&plan.nics),
         );
     }
 

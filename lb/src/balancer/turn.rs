@@ -15,6 +15,7 @@ use crate::plan::Plan;
 use crate::policy::{Loads, choose};
 use crate::state::{Progress, Timer, may_open};
 use crate::table::{BATCH, Hit, Insertion, Lookup, Meta, SessionTable};
+use crate::watch::Notes;
 
 /// Tries to change a state that other workers change too, before leaving it to them.
 const STATE_RETRIES: usize = 4;
@@ -25,6 +26,9 @@ pub(super) struct Turn<'a> {
     pub counters: &'a Counters,
     pub alive: u32,
     pub now: Millis,
+    pub micros: u32,
+    /// Where this worker notes what it sends, while `adaptive` is in force.
+    pub notes: Option<&'a Notes>,
     /// Loaded when a frame needs it: a burst of known sessions does not.
     pub plan: OnceCell<Guard<Arc<Plan>>>,
     /// Sessions of the NICs, summed when the first new session needs them.
@@ -80,6 +84,9 @@ impl Turn<'_> {
             out.push(nic);
         }
         run.charge(&self.balancer.table, self.now);
+        if let Some(notes) = self.notes {
+            self.note_sent(notes, burst, &lookups, out);
+        }
     }
 
     /// At most [`BATCH`] frames from NICs.
@@ -104,6 +111,9 @@ impl Turn<'_> {
             }
         }
         run.charge(&self.balancer.table, self.now);
+        if self.notes.is_some() {
+            self.note_received(burst, &lookups);
+        }
     }
 
     /// An entry with this state has timed out.
@@ -143,28 +153,44 @@ impl Turn<'_> {
         self.pin(hit, parsed)
     }
 
-    /// The NIC of a session, moved to the slot's first alive fallback if its own is dead. While no NIC is alive the
-    /// pin stays.
-    fn pin(&self, mut hit: Hit, parsed: &Parsed) -> Option<NicIndex> {
-        if let Some(nic) = self.pinned(Some(hit)) {
-            return Some(nic);
+    fn pin(&self, hit: Hit, parsed: &Parsed) -> Option<NicIndex> {
+        let pin = hit.meta.pin();
+        if is_alive(self.alive, pin) {
+            return Some(pin);
         }
-        let heir = self.by_slot(parsed)?;
+        self.repin(hit, parsed)
+    }
+
+    /// The NIC of a session whose own is dead, or that is asked to move. From a dead NIC it goes to the slot's first alive
+    /// fallback; while no NIC is alive the pin stays. One that is asked to move does so when it has paused for long
+    /// enough that this frame cannot overtake the one before.
+    #[cold]
+    fn repin(&self, mut hit: Hit, parsed: &Parsed) -> Option<NicIndex> {
+        let table = &self.balancer.table;
+        let gap_ms = self.balancer.move_gap_ms.load(Relaxed);
         for _ in 0..STATE_RETRIES {
-            match self.balancer.table.replace(&hit, hit.meta.with_nic(heir)) {
-                Ok(meta) => {
-                    self.counters.change(hit.meta, meta);
-                    self.counters.repinned.fetch_add(1, Relaxed);
-                    break;
-                }
-                Err(Some(meta)) => hit.meta = meta,
-                Err(None) => break,
-            }
-            if let Some(nic) = self.pinned(Some(hit)) {
-                return Some(nic);
+            // An earlier frame of the burst may have moved it since the lookup.
+            let (meta, paused_ms) = table.now_at(&hit, self.now).unwrap_or((hit.meta, 0));
+            hit.meta = meta;
+            let (nic, target) = (meta.nic(), meta.target());
+            let is_alive = |nic| is_alive(self.alive, nic);
+            let heir = match target.filter(|&target| is_alive(target)) {
+                Some(target) if is_alive(nic) && paused_ms >= gap_ms => target,
+                _ if is_alive(nic) => return Some(nic),
+                _ => self.by_slot(parsed)?,
+            };
+            if let Ok(moved) = table.replace(&hit, meta.with_nic(heir)) {
+                self.counters.change(meta, moved);
+                let counter = if is_alive(nic) {
+                    &self.counters.moved
+                } else {
+                    &self.counters.repinned
+                };
+                counter.fetch_add(1, Relaxed);
+                return Some(heir);
             }
         }
-        Some(heir)
+        self.pinned(Some(hit)).or_else(|| self.by_slot(parsed))
     }
 
     fn pinned(&self, hit: Option<Hit>) -> Option<NicIndex> {
