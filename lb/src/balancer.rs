@@ -38,6 +38,8 @@ pub struct BalancerConfig {
     pub algorithm: Algorithm,
     /// Sessions that the table is sized for; its memory (about 80 bytes each) is allocated at once.
     pub session_capacity: usize,
+    /// Workers that will call [`Balancer::steer`] and [`Balancer::observe`]. A single one is spared atomic additions.
+    pub workers: usize,
     /// Key of the slot hash, kept by the caller across restarts.
     pub hash_key: [u8; 16],
 }
@@ -49,6 +51,9 @@ pub struct Observed {
     pub parsed: Parsed,
     /// Bytes of the frame, without virtio header and FCS.
     pub frame_len: u32,
+    /// Timestamp value and echo of a TCP segment, by which `adaptive` measures round trips; zeros if there is none or
+    /// nobody asks: see [`Balancer::observed`].
+    pub timestamps: [u32; 2],
 }
 
 /// One session, as an operator lists it.
@@ -120,7 +125,7 @@ impl Balancer {
             warming: AtomicU32::new(0),
             returned: Default::default(),
             plan: ArcSwap::from_pointee(plan),
-            table: SessionTable::new(config.session_capacity),
+            table: SessionTable::new(config.session_capacity, config.workers),
             counters: AllCounters::new(),
             signals: Signals::new(),
             in_flight: InFlight::default(),
@@ -142,6 +147,22 @@ impl Balancer {
         self.table.memory_bytes()
     }
 
+    /// What the balancer needs to know of a frame that begins with `bytes` and is `frame_len` long.
+    #[must_use]
+    #[inline]
+    pub fn observed(&self, parsed: Parsed, bytes: &[u8], frame_len: u32) -> Observed {
+        let timestamps = if self.measuring.load(Relaxed) {
+            parsed.timestamps(bytes)
+        } else {
+            [0; 2]
+        };
+        Observed {
+            parsed,
+            frame_len,
+            timestamps,
+        }
+    }
+
     /// Frames from guests, towards NICs: `out[i]` becomes the NIC of `frames[i]`, or `None` when no NIC is alive.
     /// What was in `out` is dropped; it does not allocate once its capacity is that of a burst.
     ///
@@ -155,7 +176,8 @@ impl Balancer {
     ) {
         let now = now.into();
         out.clear();
-        for burst in frames.chunks(BATCH) {
+        out.resize(frames.len(), None);
+        for (burst, out) in frames.chunks(BATCH).zip(out.chunks_mut(BATCH)) {
             self.turn(worker, now).steer(burst, out);
         }
     }

@@ -4,9 +4,10 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::MAX_NICS;
+use crate::balancer::Observed;
 use crate::key::Direction;
 use crate::nics::NicIndex;
-use crate::parse::{Parsed, tcp_flag};
+use crate::parse::tcp_flag;
 
 /// Requests of a NIC that are waited for at a time.
 const SLOTS: usize = 16;
@@ -46,12 +47,13 @@ impl InFlight {
     }
 
     /// A segment leaves by a NIC; `hash` is its session's.
-    pub(crate) fn sent(&self, nic: NicIndex, hash: u64, parsed: &Parsed, micros: u32) {
+    pub(crate) fn sent(&self, nic: NicIndex, hash: u64, frame: &Observed, micros: u32) {
+        let parsed = &frame.parsed;
         let syn = parsed.tcp_flags() & (tcp_flag::SYN | tcp_flag::ACK);
-        let token = match (syn, parsed.timestamps()) {
+        let token = match (syn, frame.timestamps) {
             (tcp_flag::SYN, _) => Token::Syn,
-            (tcp_flag::ACK, Some((value, _))) => Token::Timestamp(value),
-            (tcp_flag::ACK | 0, _) => return,
+            (tcp_flag::ACK | 0, [0, 0]) | (0, _) => return,
+            (tcp_flag::ACK, [value, _]) => Token::Timestamp(value),
             _ => Token::SynAck,
         };
         let (slot, tag) = (self.slot(nic, hash), tag(hash, parsed.direction(), token));
@@ -65,21 +67,22 @@ impl InFlight {
 
     /// A segment has come; `hash` is its session's, which is pinned to `nic`. Returns the round trip in microseconds if it
     /// answers one that was waited for.
-    pub(crate) fn received(&self, nic: NicIndex, hash: u64, parsed: &Parsed, micros: u32) -> Option<u32> {
+    pub(crate) fn received(&self, nic: NicIndex, hash: u64, frame: &Observed, micros: u32) -> Option<u32> {
         let slot = self.slot(nic, hash);
         let stored = slot.load(Relaxed);
         let sent = low_half(stored);
         if sent == 0 {
             return None;
         }
+        let parsed = &frame.parsed;
         let syn = parsed.tcp_flags() & (tcp_flag::SYN | tcp_flag::ACK);
         let way = parsed.direction().reversed();
         let answers = |token| stored >> 32 == tag(hash, way, token);
         let found = match syn {
             tcp_flag::SYN | 0 => false,
             tcp_flag::ACK => {
-                let echo = parsed.timestamps().map(|(_, echo)| echo);
-                echo.is_some_and(|echo| answers(Token::Timestamp(echo))) || answers(Token::SynAck)
+                let [value, echo] = frame.timestamps;
+                (value | echo != 0 && answers(Token::Timestamp(echo))) || answers(Token::SynAck)
             }
             _ => answers(Token::Syn),
         };

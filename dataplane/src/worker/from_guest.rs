@@ -1,6 +1,5 @@
 //! Frames that guests send.
 
-use vnic_lb::balancer::Observed;
 use vnic_lb::mac::Mac;
 use vnic_lb::parse::parse;
 
@@ -102,10 +101,9 @@ impl Context {
         match switch::from_guest(fabric, port, vlan, dst) {
             FromGuest::Port(destination) => self.stage(fabric, destination, frame),
             FromGuest::Uplink => {
-                self.observed.push(Observed {
-                    parsed: parse(self.memory.head(&frame)),
-                    frame_len: frame_len(&frame),
-                });
+                let head = self.memory.head(&frame);
+                let observed = self.balancer.observed(parse(head), head, frame_len(&frame));
+                self.observed.push(observed);
                 self.uplink.push(frame);
             }
             FromGuest::Group => self.spread(fabric, port, vlan, frame),

@@ -15,7 +15,7 @@ fn is_segment(parsed: &Parsed) -> bool {
 }
 
 impl Turn<'_> {
-    /// The burst that was just decided on: its NICs are the last of `out`.
+    /// The burst that was just decided on, and its NICs.
     pub(super) fn note_sent(
         &self,
         notes: &Notes,
@@ -23,9 +23,8 @@ impl Turn<'_> {
         lookups: &[Lookup; BATCH],
         out: &[Option<NicIndex>],
     ) {
-        let chosen = &out[out.len().saturating_sub(burst.len())..];
         let (mut frames, mut bytes) = ([0u64; MAX_NICS], [0u64; MAX_NICS]);
-        for ((frame, lookup), nic) in burst.iter().zip(lookups).zip(chosen) {
+        for ((frame, lookup), nic) in burst.iter().zip(lookups).zip(out) {
             let Some(nic) = *nic else { continue };
             let (at, len) = (usize::from(nic) % MAX_NICS, u64::from(frame.frame_len));
             frames[at] += 1;
@@ -36,7 +35,7 @@ impl Turn<'_> {
             }
             if is_segment(&frame.parsed) {
                 let in_flight = &self.balancer.in_flight;
-                in_flight.sent(nic, lookup.hash, &frame.parsed, self.micros);
+                in_flight.sent(nic, lookup.hash, frame, self.micros);
             }
         }
         for nic in (0..MAX_NICS).filter(|&nic| frames[nic] != 0) {
@@ -56,7 +55,7 @@ impl Turn<'_> {
                 continue;
             };
             let (nic, in_flight) = (hit.meta.nic(), &self.balancer.in_flight);
-            if let Some(rtt_us) = in_flight.received(nic, lookup.hash, parsed, self.micros) {
+            if let Some(rtt_us) = in_flight.received(nic, lookup.hash, frame, self.micros) {
                 let signals = &self.balancer.signals;
                 signals.round_trip(self.now, nic, parsed.key().place(), rtt_us);
             }

@@ -17,6 +17,7 @@ fn balancer(nics: u8, capacity: usize) -> Arc<Balancer> {
         nics: ids.collect(),
         algorithm: Algorithm::Hash,
         session_capacity: capacity,
+        workers: 2,
         hash_key: [7; 16],
     };
     let balancer = Balancer::new(&config);
@@ -44,6 +45,7 @@ fn observed(packet: &[u8]) -> Observed {
     Observed {
         parsed: parse(&frame),
         frame_len: u32::try_from(frame.len()).unwrap(),
+        timestamps: [0; 2],
     }
 }
 

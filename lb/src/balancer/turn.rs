@@ -44,6 +44,7 @@ struct Run {
 }
 
 impl Run {
+    #[inline]
     fn add(&mut self, table: &SessionTable, now: Millis, hit: Hit, frame_len: u32) {
         if !self.hit.is_some_and(|last| SessionTable::same_entry(&last, &hit)) {
             self.charge(table, now);
@@ -53,6 +54,7 @@ impl Run {
         self.bytes += u64::from(frame_len);
     }
 
+    #[inline]
     fn charge(&mut self, table: &SessionTable, now: Millis) {
         if let Some(hit) = self.hit.take() {
             table.refresh(&hit, now, self.frames, self.bytes);
@@ -62,26 +64,19 @@ impl Run {
 }
 
 impl Turn<'_> {
-    /// At most [`BATCH`] frames from guests.
-    pub(super) fn steer(&self, burst: &[Observed], out: &mut Vec<Option<NicIndex>>) {
-        let lookups = self.look_up(burst);
+    /// At most [`BATCH`] frames from guests; `out` is as long as `burst`.
+    pub(super) fn steer(&self, burst: &[Observed], out: &mut [Option<NicIndex>]) {
+        let mut lookups = [Lookup::NONE; BATCH];
+        self.look_up(burst, &mut lookups);
         let mut run = Run::default();
-        for (frame, lookup) in burst.iter().zip(&lookups) {
-            let parsed = &frame.parsed;
-            let nic = match parsed.class() {
-                Class::Session => self.session_nic(frame, lookup, &mut run),
-                Class::FirstFragment => {
-                    let nic = self.session_nic(frame, lookup, &mut run);
-                    if let Some(nic) = nic {
-                        self.lead_fragments(parsed, nic);
-                    }
-                    nic
+        for ((frame, lookup), out) in burst.iter().zip(&lookups).zip(out.iter_mut()) {
+            *out = match self.settled(frame, lookup) {
+                Some(hit) if is_alive(self.alive, hit.meta.pin()) => {
+                    run.add(&self.balancer.table, self.now, *hit, frame.frame_len);
+                    Some(hit.meta.pin())
                 }
-                Class::LaterFragment => self.follow_fragment(parsed),
-                Class::IcmpError => self.pinned(lookup.hit).or_else(|| self.by_slot(parsed)),
-                Class::NonSession | Class::Malformed => self.by_slot(parsed),
+                _ => self.steer_one(frame, lookup, &mut run),
             };
-            out.push(nic);
         }
         run.charge(&self.balancer.table, self.now);
         if let Some(notes) = self.notes {
@@ -91,28 +86,64 @@ impl Turn<'_> {
 
     /// At most [`BATCH`] frames from NICs.
     pub(super) fn observe(&self, burst: &[Observed]) {
-        let lookups = self.look_up(burst);
+        let mut lookups = [Lookup::NONE; BATCH];
+        self.look_up(burst, &mut lookups);
         let mut run = Run::default();
         for (frame, lookup) in burst.iter().zip(&lookups) {
-            if !matches!(frame.parsed.class(), Class::Session | Class::FirstFragment) {
-                continue;
-            }
-            let hit = match lookup.hit {
-                Some(hit) => Some(self.advance(hit, &frame.parsed)),
-                None => {
-                    let slots = &self.plan().slots;
-                    let nic = self.choose(&frame.parsed);
-                    let nic = nic.or_else(|| slots.primary(slots.slot(frame.parsed.key())));
-                    nic.and_then(|nic| self.open(&frame.parsed, lookup.hash, nic))
-                }
-            };
-            if let Some(hit) = hit {
-                run.add(&self.balancer.table, self.now, hit, frame.frame_len);
+            match self.settled(frame, lookup) {
+                Some(hit) => run.add(&self.balancer.table, self.now, *hit, frame.frame_len),
+                None => self.observe_one(frame, lookup, &mut run),
             }
         }
         run.charge(&self.balancer.table, self.now);
         if self.notes.is_some() {
             self.note_received(burst, &lookups);
+        }
+    }
+
+    /// The session of a frame that changes nothing about it: nearly every frame's.
+    #[inline]
+    fn settled<'l>(&self, frame: &Observed, lookup: &'l Lookup) -> Option<&'l Hit> {
+        let parsed = &frame.parsed;
+        lookup.hit.as_ref().filter(|hit| {
+            parsed.class() == Class::Session && hit.meta.is_settled(parsed.tcp_flags(), parsed.direction())
+        })
+    }
+
+    #[inline(never)]
+    fn steer_one(&self, frame: &Observed, lookup: &Lookup, run: &mut Run) -> Option<NicIndex> {
+        let parsed = &frame.parsed;
+        match parsed.class() {
+            Class::Session => self.session_nic(frame, lookup, run),
+            Class::FirstFragment => {
+                let nic = self.session_nic(frame, lookup, run);
+                if let Some(nic) = nic {
+                    self.lead_fragments(parsed, nic);
+                }
+                nic
+            }
+            Class::LaterFragment => self.follow_fragment(parsed),
+            Class::IcmpError => self.pinned(lookup.hit).or_else(|| self.by_slot(parsed)),
+            Class::NonSession | Class::Malformed => self.by_slot(parsed),
+        }
+    }
+
+    #[inline(never)]
+    fn observe_one(&self, frame: &Observed, lookup: &Lookup, run: &mut Run) {
+        if !matches!(frame.parsed.class(), Class::Session | Class::FirstFragment) {
+            return;
+        }
+        let hit = match lookup.hit {
+            Some(hit) => Some(self.advance(hit, &frame.parsed)),
+            None => {
+                let slots = &self.plan().slots;
+                let nic = self.choose(&frame.parsed);
+                let nic = nic.or_else(|| slots.primary(slots.slot(frame.parsed.key())));
+                nic.and_then(|nic| self.open(&frame.parsed, lookup.hash, nic))
+            }
+        };
+        if let Some(hit) = hit {
+            run.add(&self.balancer.table, self.now, hit, frame.frame_len);
         }
     }
 
@@ -124,16 +155,12 @@ impl Turn<'_> {
         }
     }
 
-    fn look_up(&self, burst: &[Observed]) -> [Lookup; BATCH] {
-        let mut keys = [None; BATCH];
-        for (key, frame) in keys.iter_mut().zip(burst) {
-            *key = frame.parsed.session_key();
-        }
-        let mut lookups = [Lookup::NONE; BATCH];
+    /// Looks all keys up. Some classes have none in the table; what is found by chance is not looked at.
+    #[inline]
+    fn look_up(&self, burst: &[Observed], lookups: &mut [Lookup; BATCH]) {
         self.balancer
             .table
-            .lookup_batch(&keys[..burst.len().min(BATCH)], &mut lookups);
-        lookups
+            .lookup_batch(burst, |frame| frame.parsed.key(), lookups);
     }
 
     fn session_nic(&self, frame: &Observed, lookup: &Lookup, run: &mut Run) -> Option<NicIndex> {
