@@ -197,6 +197,15 @@ impl SessionKey {
         SessionKey { words }
     }
 
+    /// The same number for all sessions of the same two addresses.
+    pub(crate) fn place(&self) -> u64 {
+        let [a0, a1, b0, b1, ..] = self.words;
+        let mixed = [a0, a1, b0, b1].into_iter().fold(0u64, |hash, word| {
+            (hash.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        });
+        (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+    }
+
     /// The words as bytes, little endian on every host: what the hashes read.
     #[inline]
     pub(crate) fn bytes(&self) -> [u8; KEY_WORDS * 8] {

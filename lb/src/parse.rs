@@ -9,7 +9,7 @@ mod simple;
 mod tests;
 mod transport;
 
-use crate::key::{Direction, SessionKey};
+use crate::key::{Direction, SessionKey, proto};
 use crate::mac::Mac;
 
 /// EtherTypes that the parser looks behind (IEEE 802 numbers).
@@ -146,6 +146,16 @@ impl Parsed {
     #[must_use]
     pub const fn tcp_flags(&self) -> u8 {
         self.tcp_flags
+    }
+
+    /// Timestamp value and echo of a TCP segment (RFC 7323, 3.2), if its options begin as everybody's do (appendix A);
+    /// else zeros. `bytes` are those that were parsed.
+    #[must_use]
+    pub fn timestamps(&self, bytes: &[u8]) -> [u32; 2] {
+        if self.protocol != proto::TCP || self.class != Class::Session {
+            return [0; 2];
+        }
+        transport::timestamps(bytes, usize::from(self.l4))
     }
 
     /// What the frame is to the balancer.

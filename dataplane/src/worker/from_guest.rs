@@ -100,7 +100,8 @@ impl Context {
         match switch::from_guest(fabric, port, vlan, dst) {
             FromGuest::Port(destination) => self.stage(fabric, destination, frame),
             FromGuest::Uplink => {
-                self.observed.push(self.memory.head(&frame), frame_len(&frame));
+                let head = self.memory.head(&frame);
+                self.balancer.collect(&mut self.observed, head, frame_len(&frame));
                 self.uplink.push(frame);
             }
             FromGuest::Group => self.spread(fabric, port, vlan, frame),

@@ -81,7 +81,7 @@ impl Context {
         };
         match decision {
             FromNic::Port(port) => {
-                let parsed = self.observed.push(head, frame_len(&frame));
+                let parsed = self.balancer.collect(&mut self.observed, head, frame_len(&frame));
                 if nic.partial_checksums
                     && let Some((field, value)) = partial::missing(parsed, self.memory.segments(&frame))
                 {

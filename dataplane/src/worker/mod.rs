@@ -13,7 +13,7 @@ mod wait;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use vnic_lb::Millis;
+use vnic_lb::Clock;
 use vnic_lb::balancer::{Balancer, Burst};
 use vnic_lb::nics::NicIndex;
 
@@ -37,7 +37,7 @@ struct Context {
     balancer: Arc<Balancer>,
     shared: Arc<SharedState>,
     stock: Stock,
-    now: Millis,
+    now: Clock,
     /// Frames of the burst in hand.
     burst: Vec<Frame>,
     /// Frames on their way out by a NIC, beside what the balancer is told of them and what it answers.
@@ -57,7 +57,7 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
         stock: Stock::new(ChunkCache::new(Arc::clone(&memory))),
         memory,
         shared: Arc::clone(&shared),
-        now: 0,
+        now: Clock::default(),
         burst: Vec::with_capacity(BURST),
         uplink: Vec::with_capacity(BURST),
         observed: Burst::with_capacity(BURST),

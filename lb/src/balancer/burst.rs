@@ -25,9 +25,9 @@ impl Burst {
     }
 
     /// Parses and adds a frame of `frame_len` bytes (without virtio header and FCS) that begins with `head`: all of it, or at
-    /// least the first 256 bytes.
+    /// least the first 256 bytes. With `timestamps`, those of TCP are read as well.
     #[inline]
-    pub fn push(&mut self, head: &[u8], frame_len: u32) -> &Parsed {
+    pub fn push(&mut self, head: &[u8], frame_len: u32, timestamps: bool) -> &Parsed {
         if self.len == self.frames.len() {
             self.frames.push(Observed::EMPTY);
         }
@@ -35,6 +35,11 @@ impl Burst {
         self.len += 1;
         slot.frame_len = frame_len;
         parse_into(head, &mut slot.parsed);
+        slot.timestamps = if timestamps {
+            slot.parsed.timestamps(head)
+        } else {
+            [0; 2]
+        };
         &slot.parsed
     }
 

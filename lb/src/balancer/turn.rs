@@ -1,14 +1,21 @@
 //! What one burst does to the sessions.
 
+use std::cell::{OnceCell, RefCell};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Balancer, Observed, is_alive};
+use arc_swap::Guard;
+
+use super::{Balancer, NewSession, Observed, is_alive};
 use crate::Millis;
 use crate::counters::Counters;
 use crate::nics::NicIndex;
 use crate::parse::{Class, Parsed};
+use crate::plan::Plan;
+use crate::policy::{Loads, choose};
 use crate::state::{Progress, Timer, may_open};
 use crate::table::{BATCH, Hit, Insertion, Lookup, Meta, SessionTable};
+use crate::watch::Notes;
 
 /// Tries to change a state that other workers change too, before leaving it to them.
 const STATE_RETRIES: usize = 4;
@@ -19,6 +26,13 @@ pub(super) struct Turn<'a> {
     pub counters: &'a Counters,
     pub alive: u32,
     pub now: Millis,
+    pub micros: u32,
+    /// Where this worker notes what it sends, while `adaptive` is in force.
+    pub notes: Option<&'a Notes>,
+    /// Loaded when a frame needs it: a burst of known sessions does not.
+    pub plan: OnceCell<Guard<Arc<Plan>>>,
+    /// Sessions of the NICs, summed when the first new session needs them.
+    pub loads: RefCell<Option<Loads>>,
 }
 
 /// Frames in a row of one session, charged to it at once.
@@ -55,16 +69,19 @@ impl Turn<'_> {
         let mut lookups = [Lookup::NONE; BATCH];
         self.look_up(burst, &mut lookups);
         let mut run = Run::default();
-        for ((frame, lookup), out) in burst.iter().zip(&lookups).zip(out) {
+        for ((frame, lookup), out) in burst.iter().zip(&lookups).zip(out.iter_mut()) {
             *out = match self.settled(frame, lookup) {
-                Some(hit) if is_alive(self.alive, hit.meta.nic()) => {
+                Some(hit) if is_alive(self.alive, hit.meta.pin()) => {
                     run.add(&self.balancer.table, self.now, *hit, frame.frame_len);
-                    Some(hit.meta.nic())
+                    Some(hit.meta.pin())
                 }
                 _ => self.steer_one(frame, lookup, &mut run),
             };
         }
         run.charge(&self.balancer.table, self.now);
+        if let Some(notes) = self.notes {
+            self.note_sent(notes, burst, &lookups, out);
+        }
     }
 
     /// At most [`BATCH`] frames from NICs.
@@ -79,6 +96,9 @@ impl Turn<'_> {
             }
         }
         run.charge(&self.balancer.table, self.now);
+        if self.notes.is_some() {
+            self.note_received(burst, &lookups);
+        }
     }
 
     /// The session of a frame that changes nothing about it: nearly every frame's.
@@ -116,10 +136,9 @@ impl Turn<'_> {
         let hit = match lookup.hit {
             Some(hit) => Some(self.advance(hit, &frame.parsed)),
             None => {
-                let balancer = self.balancer;
-                let key = frame.parsed.key();
-                let nic = balancer.choose(key, self.alive);
-                let nic = nic.or_else(|| balancer.slots.primary(balancer.slots.slot(key)));
+                let slots = &self.plan().slots;
+                let nic = self.choose(&frame.parsed);
+                let nic = nic.or_else(|| slots.primary(slots.slot(frame.parsed.key())));
                 nic.and_then(|nic| self.open(&frame.parsed, lookup.hash, nic))
             }
         };
@@ -132,7 +151,7 @@ impl Turn<'_> {
     pub(super) fn expired(&self, meta: Meta) {
         if meta.progress().timer != Timer::Fragment {
             self.counters.expired.fetch_add(1, Relaxed);
-            self.counters.unpin(meta.nic());
+            self.counters.leave(meta);
         }
     }
 
@@ -149,7 +168,7 @@ impl Turn<'_> {
         let hit = match lookup.hit {
             Some(hit) => self.advance(hit, parsed),
             None => {
-                let nic = self.balancer.choose(parsed.key(), self.alive)?;
+                let nic = self.choose(parsed)?;
                 match self.open(parsed, lookup.hash, nic) {
                     Some(hit) => hit,
                     // Without an entry the frame still goes out, and never by another NIC than the next one.
@@ -161,30 +180,44 @@ impl Turn<'_> {
         self.pin(hit, parsed)
     }
 
-    /// The NIC of a session, moved to the slot's first alive fallback if its own is dead. While no NIC is alive the
-    /// pin stays.
-    fn pin(&self, mut hit: Hit, parsed: &Parsed) -> Option<NicIndex> {
-        if let Some(nic) = self.pinned(Some(hit)) {
-            return Some(nic);
+    fn pin(&self, hit: Hit, parsed: &Parsed) -> Option<NicIndex> {
+        let pin = hit.meta.pin();
+        if is_alive(self.alive, pin) {
+            return Some(pin);
         }
-        let heir = self.by_slot(parsed)?;
+        self.repin(hit, parsed)
+    }
+
+    /// The NIC of a session whose own is dead, or that is asked to move. From a dead NIC it goes to the slot's first alive
+    /// fallback; while no NIC is alive the pin stays. One that is asked to move does so when it has paused for long
+    /// enough that this frame cannot overtake the one before.
+    #[cold]
+    fn repin(&self, mut hit: Hit, parsed: &Parsed) -> Option<NicIndex> {
+        let table = &self.balancer.table;
+        let gap_ms = self.balancer.move_gap_ms.load(Relaxed);
         for _ in 0..STATE_RETRIES {
-            let dead = hit.meta.nic();
-            match self.balancer.table.replace(&hit, hit.meta.with_nic(heir)) {
-                Ok(_) => {
-                    self.counters.unpin(dead);
-                    self.counters.pin(heir);
-                    self.counters.repinned.fetch_add(1, Relaxed);
-                    break;
-                }
-                Err(Some(meta)) => hit.meta = meta,
-                Err(None) => break,
-            }
-            if let Some(nic) = self.pinned(Some(hit)) {
-                return Some(nic);
+            // An earlier frame of the burst may have moved it since the lookup.
+            let (meta, paused_ms) = table.now_at(&hit, self.now).unwrap_or((hit.meta, 0));
+            hit.meta = meta;
+            let (nic, target) = (meta.nic(), meta.target());
+            let is_alive = |nic| is_alive(self.alive, nic);
+            let heir = match target.filter(|&target| is_alive(target)) {
+                Some(target) if is_alive(nic) && paused_ms >= gap_ms => target,
+                _ if is_alive(nic) => return Some(nic),
+                _ => self.by_slot(parsed)?,
+            };
+            if let Ok(moved) = table.replace(&hit, meta.with_nic(heir)) {
+                self.counters.change(meta, moved);
+                let counter = if is_alive(nic) {
+                    &self.counters.moved
+                } else {
+                    &self.counters.repinned
+                };
+                counter.fetch_add(1, Relaxed);
+                return Some(heir);
             }
         }
-        Some(heir)
+        self.pinned(Some(hit)).or_else(|| self.by_slot(parsed))
     }
 
     fn pinned(&self, hit: Option<Hit>) -> Option<NicIndex> {
@@ -193,8 +226,37 @@ impl Turn<'_> {
     }
 
     fn by_slot(&self, parsed: &Parsed) -> Option<NicIndex> {
-        let slots = &self.balancer.slots;
+        let slots = &self.plan().slots;
         slots.choose(slots.slot(parsed.key()), self.alive)
+    }
+
+    fn plan(&self) -> &Plan {
+        self.plan.get_or_init(|| self.balancer.plan.load())
+    }
+
+    /// The policy's NIC for a new session.
+    pub(super) fn choose(&self, parsed: &Parsed) -> Option<NicIndex> {
+        let plan = self.plan();
+        let slot = plan.slots.slot(parsed.key());
+        if !plan.algorithm.uses_load() {
+            return plan.slots.choose(slot, self.alive);
+        }
+        let mut loads = self.loads.borrow_mut();
+        let loads = loads.get_or_insert_with(|| self.balancer.counters.loads());
+        let opening = is_opening(parsed);
+        let session = NewSession {
+            slot,
+            slots: &plan.slots,
+            alive: self.alive & plan.present,
+            warming: self.balancer.warming(self.now),
+            weights: &plan.weights,
+            opening,
+            loads,
+        };
+        let nic = choose(plan.algorithm, &session, |nic| self.balancer.signals.cost(nic))?;
+        // The counters learn of it too, but are not read again for this burst.
+        loads.place(nic, opening);
+        Some(nic)
     }
 
     /// Makes the session of a frame that has none, unless another worker does so first.
@@ -213,7 +275,7 @@ impl Turn<'_> {
         match self.insert(parsed.key(), hash, meta)? {
             Insertion::New(hit) => {
                 self.counters.created.fetch_add(1, Relaxed);
-                self.counters.pin(nic);
+                self.counters.enter(hit.meta);
                 Some(hit)
             }
             Insertion::Existing(hit) => Some(self.advance(hit, parsed)),
@@ -232,10 +294,7 @@ impl Turn<'_> {
             }
             let next = after.map_or_else(
                 || {
-                    let nic = self
-                        .balancer
-                        .choose(parsed.key(), self.alive)
-                        .unwrap_or(hit.meta.nic());
+                    let nic = self.choose(parsed).unwrap_or(hit.meta.nic());
                     Meta::new(
                         nic,
                         self.now,
@@ -249,9 +308,8 @@ impl Turn<'_> {
                     if after.is_none() {
                         self.balancer.table.clear_counters(&hit);
                         self.counters.created.fetch_add(1, Relaxed);
-                        self.counters.unpin(hit.meta.nic());
-                        self.counters.pin(meta.nic());
                     }
+                    self.counters.change(hit.meta, meta);
                     hit.meta = meta;
                     return hit;
                 }
@@ -311,4 +369,10 @@ impl Turn<'_> {
         }
         Some(insertion)
     }
+}
+
+/// Whether a session that begins with this frame is half-open.
+fn is_opening(parsed: &Parsed) -> bool {
+    let progress = Progress::first(parsed.key().protocol(), parsed.tcp_flags(), parsed.direction());
+    progress.timer == Timer::TcpSyn
 }

@@ -226,6 +226,12 @@ impl Bucket {
         entry.charge(frames, bytes, shared);
     }
 
+    /// A lane's state and the time of its last frame.
+    pub(super) fn state(&self, lane: usize) -> Option<(Meta, Millis)> {
+        let meta = self.entries.get(lane)?.meta.load(Relaxed);
+        Some((Meta::from_word(meta), self.last_seen.get(lane)?.load(Relaxed)))
+    }
+
     /// Replaces a lane's state if it is still `from`; otherwise says what it is, or `None` if the entry is gone.
     pub(super) fn replace_meta(&self, lane: usize, from: Meta, to: Meta) -> Result<(), Option<Meta>> {
         let entry = self.entries.get(lane).ok_or(None)?;

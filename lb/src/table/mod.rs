@@ -39,6 +39,13 @@ pub struct Hit {
     pub meta: Meta,
 }
 
+impl Hit {
+    /// The entry's place as a number, for [`SessionTable::at`].
+    pub(crate) fn place(&self) -> u64 {
+        u64::from(self.bucket) << 3 | u64::from(self.lane)
+    }
+}
+
 /// What a lookup found.
 #[derive(Debug, Clone, Copy)]
 pub struct Lookup {
@@ -292,6 +299,20 @@ impl SessionTable {
         bucket
             .replace_meta(usize::from(hit.lane), hit.meta, to)
             .map(|()| to)
+    }
+
+    /// The entry at a place: its key, and where to change its state. `None` if there is none.
+    pub(crate) fn at(&self, place: u64) -> Option<(SessionKey, Hit)> {
+        let bucket = usize::try_from(place >> 3).ok()?;
+        let lane = u8::try_from(place & 7).ok()?;
+        let entry = self.buckets.get(bucket)?.snapshot(usize::from(lane))?;
+        Some((entry.key, Self::hit(bucket, lane, entry.meta)))
+    }
+
+    /// The state of an entry now, and how long its last frame was ago; `None` if it is gone.
+    pub(crate) fn now_at(&self, hit: &Hit, now: Millis) -> Option<(Meta, Millis)> {
+        let (meta, last_seen) = self.bucket_of(hit)?.state(usize::from(hit.lane))?;
+        (meta.kind() == hit.meta.kind()).then_some((meta, elapsed_ms(now, last_seen)))
     }
 
     /// Forgets the frames that an entry has counted.
