@@ -4,6 +4,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use std::hint::black_box;
 use vnic_benches::udp_frame;
 use vnic_lb::balancer::{Balancer, BalancerConfig, Observed};
+use vnic_lb::limits::{SessionLimits, Timeouts};
 use vnic_lb::nics::NicInfo;
 use vnic_lb::parse::parse;
 use vnic_lb::policy::Algorithm;
@@ -33,6 +34,8 @@ fn steering(criterion: &mut Criterion) {
             algorithm: Algorithm::Hash,
             session_capacity: 1 << 21,
             workers: 1,
+            timeouts: Timeouts::default(),
+            limits: SessionLimits::default(),
             hash_key: [7; 16],
         });
         for nic in 0..8 {

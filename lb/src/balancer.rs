@@ -1,8 +1,11 @@
 //! The one face that `dataplane` calls: a burst of parsed frames in, a NIC for each out.
 
+mod admission;
 mod burst;
 mod control;
 mod explain;
+#[cfg(test)]
+mod flood_tests;
 mod note;
 #[cfg(test)]
 mod tests;
@@ -15,6 +18,7 @@ use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 
+use self::admission::Admission;
 pub use self::burst::Burst;
 use self::control::Control;
 pub use self::explain::{Explanation, NicExplained, Reason};
@@ -22,6 +26,7 @@ use self::turn::Turn;
 use crate::counters::AllCounters;
 use crate::in_flight::InFlight;
 use crate::key::SessionKey;
+use crate::limits::{SessionLimits, Timeouts};
 use crate::nics::{AliveSet, NicIndex, NicInfo, NicSet, members};
 use crate::parse::Parsed;
 use crate::plan::{Plan, Planner};
@@ -42,6 +47,10 @@ pub struct BalancerConfig {
     pub session_capacity: usize,
     /// Workers that will call [`Balancer::steer`] and [`Balancer::observe`]. A single one is spared atomic additions.
     pub workers: usize,
+    /// When idle sessions are forgotten.
+    pub timeouts: Timeouts,
+    /// How many sessions may come.
+    pub limits: SessionLimits,
     /// Key of the slot hash, kept by the caller across restarts.
     pub hash_key: [u8; 16],
 }
@@ -100,6 +109,16 @@ pub struct BalancerStats {
     pub moved: u64,
     /// Frames forwarded without a session because their buckets were full (or held by another worker for long).
     pub table_full: u64,
+    /// TCP sessions that have not finished their handshake, now; part of `sessions`.
+    pub half_open: u64,
+    /// Fragmented datagrams whose NIC is remembered, now; not part of `sessions`.
+    pub fragments: u64,
+    /// Frames forwarded without a session because of [`SessionLimits::half_open`].
+    pub half_open_full: u64,
+    /// Frames forwarded without a session because of [`SessionLimits::new_per_second`].
+    pub new_capped: u64,
+    /// First fragments that left no word for the later ones because of [`SessionLimits::fragments`].
+    pub fragments_full: u64,
 }
 
 /// Chooses NICs for frames and keeps the sessions' pins. Shared by all workers.
@@ -112,6 +131,7 @@ pub struct Balancer {
     returned: [AtomicU32; MAX_NICS],
     plan: ArcSwap<Plan>,
     table: SessionTable,
+    admission: Admission,
     counters: AllCounters,
     signals: Signals,
     in_flight: InFlight,
@@ -129,13 +149,15 @@ impl Balancer {
     pub fn new(config: &BalancerConfig) -> Arc<Balancer> {
         let mut planner = Planner::new(config.algorithm, &config.nics, config.hash_key);
         let plan = planner.plan(None);
+        let table = SessionTable::new(config.session_capacity, config.workers, &config.timeouts);
         Arc::new(Balancer {
             alive: AliveSet::default(),
             measuring: AtomicBool::new(config.algorithm == Algorithm::Adaptive),
             warming: AtomicU32::new(0),
             returned: Default::default(),
             plan: ArcSwap::from_pointee(plan),
-            table: SessionTable::new(config.session_capacity, config.workers),
+            admission: Admission::new(&config.limits, table.lanes()),
+            table,
             counters: AllCounters::new(),
             signals: Signals::new(),
             in_flight: InFlight::default(),
@@ -192,11 +214,13 @@ impl Balancer {
         }
     }
 
-    /// Bounded upkeep (timers): called by any worker every turn or so; looks at no more than about `budget` entries.
-    pub fn upkeep(&self, now: impl Into<Clock>, budget: usize) {
+    /// Forgets idle sessions: called by any worker in every turn. Does what is due, within bounds (some ten microseconds), and returns
+    /// whether more is due already.
+    #[inline]
+    pub fn upkeep(&self, now: impl Into<Clock>) -> bool {
         let now = now.into();
-        let (turn, now) = (self.turn(0, now), now.millis);
-        self.table.expire(now, budget, &mut |meta| turn.expired(meta));
+        self.table
+            .expire(now.millis, &mut |meta| self.turn(0, now).expired(meta))
     }
 
     /// Up to `limit` sessions, in no particular order.
@@ -231,6 +255,11 @@ impl Balancer {
             repinned: self.counters.sum(|set| &set.repinned),
             moved: self.counters.sum(|set| &set.moved),
             table_full: self.counters.sum(|set| &set.table_full),
+            half_open: self.admission.half_open(),
+            fragments: self.admission.fragments(),
+            half_open_full: self.counters.sum(|set| &set.half_open_full),
+            new_capped: self.counters.sum(|set| &set.new_capped),
+            fragments_full: self.counters.sum(|set| &set.fragments_full),
         }
     }
 

@@ -27,9 +27,6 @@ pub(crate) use wait::Waiter;
 /// Frames taken from one queue in one turn.
 const BURST: usize = 32;
 
-/// Session-table entries looked at for expiry in one turn.
-const UPKEEP_ENTRIES: usize = 16;
-
 /// All that a worker needs beside the [`Fabric`].
 struct Context {
     index: usize,
@@ -102,7 +99,7 @@ impl Context {
             moved += self.poll_group(fabric, nic);
         }
         moved += self.settle_debts(fabric);
-        self.balancer.upkeep(self.now, UPKEEP_ENTRIES);
+        self.balancer.upkeep(self.now);
         moved
     }
 }

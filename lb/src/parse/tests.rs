@@ -131,6 +131,45 @@ fn protocols_without_ports_use_their_own_number() {
 }
 
 #[test]
+fn sctp_has_ports_and_icmpv6_echo_an_identifier() {
+    let sctp = parse(&link(
+        &[],
+        ethertype::IPV4,
+        &v4(A, B, proto::SCTP, 0, 0, &ports(5, 6, 12)),
+    ));
+    assert_eq!(
+        (*sctp.key(), sctp.direction()),
+        expected([0, 0], proto::SCTP, "10.0.0.2", "10.0.0.1", Selector::Ports(5, 6))
+    );
+    assert_eq!((sctp.class(), sctp.l4_offset()), (Class::Session, Some(34)));
+    let cut = parse(&link(
+        &[],
+        ethertype::IPV4,
+        &v4(A, B, proto::SCTP, 0, 0, &ports(5, 6, 11)),
+    ));
+    assert_eq!(cut.class(), Class::Malformed);
+
+    for echo in [128u8, 129] {
+        let message = [echo, 0, 0, 0, 0x12, 0x34, 0, 1];
+        let parsed = parse(&link(&[], ethertype::IPV6, &v6(1, 2, proto::ICMPV6, &message)));
+        let key = expected([0, 0], proto::ICMPV6, "fd00::1", "fd00::2", Selector::Id(0x1234)).0;
+        assert_eq!((parsed.class(), *parsed.key()), (Class::Session, key));
+    }
+    let solicitation = parse(&link(&[], ethertype::IPV6, &v6(1, 2, proto::ICMPV6, &[135; 24])));
+    assert_eq!(solicitation.class(), Class::NonSession);
+}
+
+#[test]
+fn an_authentication_header_counts_in_words() {
+    let header = [vec![proto::TCP, 4], vec![0; 22], ports(5, 6, 20)].concat();
+    let parsed = parse(&link(&[], ethertype::IPV6, &v6(1, 2, 51, &header)));
+    assert_eq!(
+        (parsed.class(), parsed.l4_offset()),
+        (Class::Session, Some(14 + 40 + 24))
+    );
+}
+
+#[test]
 fn ipv6_extension_headers_are_walked_within_caps() {
     let extension = |next: u8, len_units: u8| {
         let mut header = vec![0u8; (usize::from(len_units) + 1) * 8];

@@ -12,17 +12,22 @@ mod meta;
 mod tests;
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::AtomicUsize;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_micro_inline};
 
 pub(crate) use self::bucket::idle_ms as elapsed_ms;
 use self::bucket::{Bucket, Candidate, LANES};
+pub use self::expire::ROUND_MS;
+use self::expire::Sweep;
 pub use self::insert::Insertion;
 pub use self::meta::Meta;
 use crate::Millis;
 use crate::key::SessionKey;
+use crate::limits::Timeouts;
+use crate::state::Timer;
 
 /// Keys that one batch lookup takes: a worker's burst. More than a core has outstanding reads gain nothing.
 pub const BATCH: usize = 32;
@@ -79,9 +84,25 @@ pub struct Listed {
 pub struct SessionTable {
     buckets: Box<[Bucket]>,
     secrets: RapidSecrets,
-    cursor: AtomicUsize,
+    idle_limits: IdleLimits,
+    sweep: Mutex<Sweep>,
+    /// The millisecond up to which entries have been expired: see `expire`.
+    swept: AtomicU64,
+    /// The millisecond of the last search for room that found none: see `insert`.
+    crowded: AtomicU64,
     /// Whether several threads charge frames.
     shared: bool,
+}
+
+/// Idle time that an entry is allowed, by the number of its timer.
+type IdleLimits = [Millis; 16];
+
+fn idle_limits(timeouts: &Timeouts) -> IdleLimits {
+    let mut limits = [timeouts.of(Timer::Other); 16];
+    for timer in Timer::all() {
+        limits[usize::from(timer.number() & 0xf)] = timeouts.of(timer);
+    }
+    limits
 }
 
 /// A key's two buckets and its signature.
@@ -109,13 +130,16 @@ impl SessionTable {
     /// Allocates a table for `capacity` entries that `workers` threads charge frames to. The hash's seed is new each time, so
     /// nobody can aim at a bucket.
     #[must_use]
-    pub fn new(capacity: usize, workers: usize) -> SessionTable {
+    pub fn new(capacity: usize, workers: usize, timeouts: &Timeouts) -> SessionTable {
         let lanes = capacity.saturating_mul(100) / FILL_PERCENT;
         let buckets = lanes.div_ceil(LANES).clamp(2, u32::MAX as usize);
         SessionTable {
             buckets: (0..buckets).map(|_| Bucket::default()).collect(),
             secrets: RapidSecrets::seed(RandomState::new().hash_one(0u8)),
-            cursor: AtomicUsize::new(0),
+            idle_limits: idle_limits(timeouts),
+            sweep: Mutex::default(),
+            swept: AtomicU64::new(0),
+            crowded: AtomicU64::new(0),
             shared: workers > 1,
         }
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vnic_lb::balancer::{Balancer, BalancerConfig};
+use vnic_lb::limits::{SessionLimits, Timeouts};
 use vnic_lb::mac::Mac;
 use vnic_lb::nics::NicInfo;
 use vnic_lb::policy::Algorithm;
@@ -245,6 +246,8 @@ impl Lab {
             algorithm: Algorithm::Hash,
             session_capacity: 4096,
             workers,
+            timeouts: Timeouts::default(),
+            limits: SessionLimits::default(),
             hash_key: [7; 16],
         });
         let config = EngineConfig {
