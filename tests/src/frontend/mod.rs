@@ -3,6 +3,8 @@
 
 mod device;
 pub mod frames;
+mod link;
+mod memory;
 mod ring;
 
 use std::collections::HashMap;
@@ -13,6 +15,8 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 pub use device::Device;
+pub use link::{IN_ORDER, Link, MRG_RXBUF, RING_PACKED, RingEvents, RingPlace, VERSION_1};
+pub use memory::{Pages, SharedMemory};
 use frames::Addresses;
 
 /// How long the front-end waits between looks at its rings when no call comes.
