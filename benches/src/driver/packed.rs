@@ -12,8 +12,6 @@ const AVAIL: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
 /// RING_EVENT_FLAGS_DISABLE.
 const DISABLE: u16 = 1;
-/// Descriptors of a cache line.
-const LINE: u16 = 4;
 
 /// The descriptor at place `i` always has the id `i`. The device overwrites length, id and flags of a descriptor when it is done
 /// with it; the driver restores them with one store.
@@ -53,22 +51,14 @@ impl PackedRing<'_> {
         seen == if wrap { both } else { 0 }
     }
 
-    /// Used descriptors from `back` on, not beyond the end of the ring. A cache line at a time: its last one tells of all, for
-    /// buffers come back in order.
+    /// Used descriptors from `back` on, not beyond the end of the ring. Each is looked at: of a burst the device writes the first one
+    /// last.
     #[inline]
     fn used_run(&self, limit: u16) -> u16 {
         let limit = limit.min(self.size - self.back);
         let mut count = 0;
-        while count < limit {
-            let to_line_end = LINE - (self.back + count) % LINE;
-            if to_line_end <= limit - count && self.is_used(self.back + count + to_line_end - 1, self.back_wrap)
-            {
-                count += to_line_end;
-            } else if self.is_used(self.back + count, self.back_wrap) {
-                count += 1;
-            } else {
-                break;
-            }
+        while count < limit && self.is_used(self.back + count, self.back_wrap) {
+            count += 1;
         }
         count
     }
