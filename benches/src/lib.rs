@@ -6,7 +6,9 @@
 pub mod driver;
 pub mod flood;
 pub mod frames;
+pub mod latency;
 pub mod port;
+pub mod verify;
 
 /// The beginning of an Ethernet frame with IPv4 and UDP headers, 60 bytes; `flow` chooses the source address and port.
 #[must_use]

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use vm_memory::{Bytes as _, GuestAddress, MmapRegion, VolatileMemory as _};
-use vnic_tests::frontend::{IN_ORDER, Link, MRG_RXBUF, Pages, RING_PACKED, RingEvents, RingPlace, SharedMemory};
+use vnic_tests::frontend::{
+    IN_ORDER, Link, MRG_RXBUF, Pages, RING_PACKED, RingEvents, RingPlace, SharedMemory,
+};
 
 use crate::driver::{Buffers, DriverRing, place};
 use crate::frames::{SEQUENCE, Traffic};
@@ -69,7 +71,8 @@ impl PortPlan {
         let (send, end) = place(end, self.queue_size);
         let first_in = end.next_multiple_of(4096) + HEADER_OFFSET;
         let stride_in = spacing(self.receives);
-        let first_out = (first_in + stride_in * u64::from(self.queue_size)).next_multiple_of(4096) + HEADER_OFFSET;
+        let first_out =
+            (first_in + stride_in * u64::from(self.queue_size)).next_multiple_of(4096) + HEADER_OFFSET;
         let incoming = Buffers {
             first: first_in,
             stride: stride_in,

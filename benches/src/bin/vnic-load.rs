@@ -7,11 +7,14 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use vnic_benches::driver::{Packed, RingKind, Split};
+use serde::Serialize;
+use vnic_benches::driver::{DriverRing, Packed, RingKind, Split};
 use vnic_benches::flood::{Flood, FloodPlan};
 use vnic_benches::frames::{IMIX, MAX_FRAME, MIN_FRAME, Traffic};
+use vnic_benches::latency::{Latency, LatencyPlan, latency};
 use vnic_benches::port::{Port, PortPlan};
-use vnic_tests::frontend::Pages;
+use vnic_benches::verify::verify;
+use vnic_tests::frontend::{Pages, SharedMemory};
 
 /// Loads a vhost-user network device as one or two guests would, at next to no cost of its own.
 #[derive(Parser)]
@@ -30,11 +33,55 @@ enum Command {
         #[command(flatten)]
         flood: FloodOptions,
     },
+    /// Floods between two ports and checks each frame's bytes, header and order.
+    Verify {
+        #[command(flatten)]
+        common: Common,
+        /// Both ports send.
+        #[arg(long)]
+        both: bool,
+        /// How long, in seconds.
+        #[arg(long, default_value_t = 2.0)]
+        seconds: f64,
+    },
+    /// Times one frame at a time from the first port to the second.
+    Latency {
+        #[command(flatten)]
+        common: Common,
+        /// Frames that are timed.
+        #[arg(long, default_value_t = 100_000)]
+        samples: usize,
+        /// Frames before that.
+        #[arg(long, default_value_t = 1000)]
+        warm_up: usize,
+        /// Microseconds from a frame's arrival to the next one.
+        #[arg(long, default_value_t = 0)]
+        interval: u64,
+    },
+    /// Connects and does nothing, to have a device that is idle with running rings.
+    Idle {
+        #[command(flatten)]
+        common: Common,
+        /// How long, in seconds.
+        #[arg(long, default_value_t = 10.0)]
+        seconds: f64,
+    },
+}
+
+impl Command {
+    fn common(&self) -> &Common {
+        match self {
+            Command::Flood { common, .. }
+            | Command::Verify { common, .. }
+            | Command::Latency { common, .. }
+            | Command::Idle { common, .. } => common,
+        }
+    }
 }
 
 #[derive(Args)]
 struct Common {
-    /// The device's socket; given twice, frames go from port to port, else to --to.
+    /// The device's socket; with two, frames go from port to port, else to --to.
     #[arg(long = "socket", required = true, value_name = "PATH")]
     sockets: Vec<PathBuf>,
     /// Kind of the rings.
@@ -87,7 +134,7 @@ struct FloodOptions {
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
     /// Pauses of the CPU when the device has not done enough for another burst.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 16)]
     pauses: u32,
 }
 
@@ -108,7 +155,9 @@ fn sizes(text: &str) -> Result<Sizes, String> {
     }
     match text.parse() {
         Ok(size) if (MIN_FRAME..=MAX_FRAME).contains(&size) => Ok(Sizes(vec![size])),
-        _ => Err(format!("not \"imix\", nor a size from {MIN_FRAME} to {MAX_FRAME}")),
+        _ => Err(format!(
+            "not \"imix\", nor a size from {MIN_FRAME} to {MAX_FRAME}"
+        )),
     }
 }
 
@@ -120,14 +169,13 @@ fn mac(text: &str) -> Result<Mac, String> {
         .ok_or_else(|| "a MAC address is six bytes such as 52:54:00:00:00:01".to_owned())
 }
 
-fn seconds(value: f64) -> Result<Duration> {
+fn duration(value: f64) -> Result<Duration> {
     Duration::try_from_secs_f64(value).context("seconds")
 }
 
 impl Common {
-    fn plans(&self) -> Result<Vec<PortPlan>> {
+    fn plans(&self, least_frames: u32) -> Result<Vec<PortPlan>> {
         let ports = self.sockets.len();
-        ensure!(ports <= 2, "one or two sockets");
         ensure!(self.flows > 0, "at least one flow");
         ensure!(
             self.queue >= 2 && self.queue.is_power_of_two() && self.queue <= 32768,
@@ -141,8 +189,8 @@ impl Common {
         let plans = (0..ports).map(|at| {
             let sends = Traffic {
                 from: macs[at],
-                to: if ports == 1 { self.to } else { macs[1 - at] },
-                frames: self.frames.max(self.flows),
+                to: if ports == 2 { macs[1 - at] } else { self.to },
+                frames: self.frames.max(self.flows).max(least_frames),
                 flows: self.flows,
                 sizes: self.size.0.clone(),
             };
@@ -166,7 +214,7 @@ impl Common {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let Command::Flood { common, .. } = &options.command;
+    let common = options.command.common();
     let mut cpus = CpuSet::new();
     cpus.set(common.cpu)?;
     sched_setaffinity(Pid::from_raw(0), &cpus).with_context(|| format!("no CPU {}", common.cpu))?;
@@ -177,8 +225,14 @@ fn main() -> Result<()> {
 }
 
 fn run<K: RingKind>(command: &Command) -> Result<()> {
-    let Command::Flood { common, flood } = command;
-    let plans = common.plans()?;
+    let common = command.common();
+    // While frames are checked, one is changed before it is sent again.
+    let least_frames = if matches!(command, Command::Verify { .. }) {
+        u32::from(common.queue)
+    } else {
+        1
+    };
+    let plans = common.plans(least_frames)?;
     let layouts: Vec<_> = plans.iter().map(PortPlan::layout).collect::<Result<_>>()?;
     let mut memories = Vec::new();
     for (plan, layout) in plans.iter().zip(&layouts) {
@@ -191,28 +245,114 @@ fn run<K: RingKind>(command: &Command) -> Result<()> {
         links.push(port.connect(socket, &plans[at], &layouts[at], &memories[at])?);
         ports.push(port);
     }
-    let plan = FloodPlan {
-        both: flood.both,
-        warm_up: seconds(flood.warm_up)?,
-        measured: seconds(flood.seconds)?,
-        pauses: flood.pauses,
-    };
-    let report = Flood::new(&mut ports, plan).run()?;
-    if common.json {
-        println!("{}", serde_json::to_string(&report)?);
-        return Ok(());
+    if !common.json {
+        println!(
+            "{} ports, features {:#x}, {} of memory in {} pages",
+            ports.len(),
+            links[0].features(),
+            Mebibytes(memories.iter().map(SharedMemory::bytes).sum()),
+            if memories.iter().all(SharedMemory::is_huge) {
+                "huge"
+            } else {
+                "ordinary"
+            }
+        );
     }
+    match command {
+        Command::Flood { flood, .. } => run_flood(&mut ports, flood, common.json),
+        Command::Verify { both, seconds, .. } => {
+            let traffic: Vec<_> = plans.into_iter().map(|plan| plan.sends).collect();
+            let report = verify(&mut ports, &traffic, *both, duration(*seconds)?)?;
+            print(common.json, &report, || {
+                println!(
+                    "{} frames sent, {} arrived as they should, {} lost",
+                    report.sent, report.verified, report.lost
+                );
+            })
+        }
+        Command::Latency {
+            samples,
+            warm_up,
+            interval,
+            ..
+        } => {
+            let plan = LatencyPlan {
+                samples: *samples,
+                warm_up: *warm_up,
+                interval: Duration::from_micros(*interval),
+            };
+            let report = latency(&mut ports, &plan)?;
+            print(common.json, &report, || print_latency(&report))
+        }
+        Command::Idle { seconds, .. } => {
+            std::thread::sleep(duration(*seconds)?);
+            Ok(())
+        }
+    }
+}
+
+fn run_flood<'m, R: DriverRing<'m>>(
+    ports: &mut [Port<'m, R>],
+    options: &FloodOptions,
+    json: bool,
+) -> Result<()> {
+    let plan = FloodPlan {
+        both: options.both,
+        warm_up: duration(options.warm_up)?,
+        measured: duration(options.seconds)?,
+        pauses: options.pauses,
+    };
+    let report = Flood::new(ports, plan).run()?;
+    print(json, &report, || {
+        println!(
+            "{:.3} M frames/s received, {:.3} M sent, {:.2} s, {} notifications",
+            report.received_rate() / 1e6,
+            report.sent_rate() / 1e6,
+            report.seconds,
+            report.kicks,
+        );
+        for (at, counts) in report.ports.iter().enumerate() {
+            println!("port {at}: {counts:?}");
+        }
+    })
+}
+
+fn print_latency(report: &Latency) {
     println!(
-        "{:.3} M frames/s received, {:.3} M sent, {:.2} s, {} notifications, features {:#x}, {} pages",
-        report.received_rate() / 1e6,
-        report.sent_rate() / 1e6,
-        report.seconds,
-        report.kicks,
-        links[0].features(),
-        if memories[0].is_huge() { "huge" } else { "ordinary" }
+        "{} frames, {} lost, ns: min {}, p50 {}, p90 {}, p99 {}, p99.9 {}, max {} (reading the clock: {})",
+        report.samples,
+        report.lost,
+        report.min_ns,
+        report.p50_ns,
+        report.p90_ns,
+        report.p99_ns,
+        report.p999_ns,
+        report.max_ns,
+        report.clock_ns,
     );
-    for (at, counts) in report.ports.iter().enumerate() {
-        println!("port {at}: {counts:?}");
+    for (power, count) in report
+        .histogram
+        .iter()
+        .enumerate()
+        .filter(|(_, count)| **count > 0)
+    {
+        println!("{:>12} ns and more: {count}", 1u64 << power);
+    }
+}
+
+fn print(json: bool, report: &impl Serialize, text: impl FnOnce()) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string(report)?);
+    } else {
+        text();
     }
     Ok(())
+}
+
+struct Mebibytes(u64);
+
+impl std::fmt::Display for Mebibytes {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{} MiB", self.0.div_ceil(1 << 20))
+    }
 }

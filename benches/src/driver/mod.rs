@@ -73,10 +73,7 @@ impl Cursor {
     /// Address and length of the next one.
     #[inline]
     fn next(&mut self) -> (u64, u32) {
-        let next = (
-            self.buffers.address(self.number),
-            self.buffers.lengths[self.turn],
-        );
+        let next = (self.buffers.address(self.number), self.buffers.lengths[self.turn]);
         self.number += 1;
         self.turn += 1;
         if self.turn == self.buffers.lengths.len() {

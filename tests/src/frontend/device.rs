@@ -73,7 +73,9 @@ impl Device {
         let mut bytes = vec![0; HEADER];
         bytes.extend(frame);
         self.memory.guest().write_slice(&bytes, queue.ring.buffer(id))?;
-        queue.ring.offer(self.memory.guest(), id, u32::try_from(bytes.len())?)?;
+        queue
+            .ring
+            .offer(self.memory.guest(), id, u32::try_from(bytes.len())?)?;
         queue.events.kick.write(1)?;
         Ok(true)
     }
@@ -88,12 +90,16 @@ impl Device {
             return Ok(None);
         };
         let mut bytes = vec![0; usize::try_from(length)?];
-        self.memory.guest().read_slice(&mut bytes, queue.ring.buffer(id))?;
+        self.memory
+            .guest()
+            .read_slice(&mut bytes, queue.ring.buffer(id))?;
         ensure!(
             bytes.len() >= HEADER,
             "a received buffer of {length} bytes has no header"
         );
-        queue.ring.offer(self.memory.guest(), id, u32::try_from(BUFFER)?)?;
+        queue
+            .ring
+            .offer(self.memory.guest(), id, u32::try_from(BUFFER)?)?;
         queue.events.kick.write(1)?;
         Ok(Some(bytes.split_off(HEADER)))
     }

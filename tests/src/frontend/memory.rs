@@ -144,7 +144,10 @@ mod tests {
             let memory = SharedMemory::new(10_000, pages).unwrap();
             assert!(memory.bytes() >= 10_000 && memory.region().len() as u64 == memory.bytes());
             memory.guest().write_obj(77u32, GuestAddress(9000)).unwrap();
-            assert_eq!(memory.region().as_volatile_slice().read_obj::<u32>(9000).unwrap(), 77);
+            assert_eq!(
+                memory.region().as_volatile_slice().read_obj::<u32>(9000).unwrap(),
+                77
+            );
             assert_eq!(
                 memory.user_address(9000).unwrap() - memory.user_address(0).unwrap(),
                 9000

@@ -15,9 +15,9 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 pub use device::Device;
+use frames::Addresses;
 pub use link::{IN_ORDER, Link, MRG_RXBUF, RING_PACKED, RingEvents, RingPlace, VERSION_1};
 pub use memory::{Pages, SharedMemory};
-use frames::Addresses;
 
 /// How long the front-end waits between looks at its rings when no call comes.
 const PATIENCE_MS: i32 = 5;
