@@ -30,6 +30,8 @@ pub struct Traffic {
     pub frames: u32,
     /// Flows that they belong to: frame `n` is of flow `n % flows`.
     pub flows: u32,
+    /// Added to a flow's number for its addresses, so that several senders have different ones.
+    pub first_flow: u32,
     /// Their sizes in turn, each from [`MIN_FRAME`] to [`MAX_FRAME`].
     pub sizes: Vec<u32>,
 }
@@ -58,7 +60,7 @@ impl Traffic {
     pub fn frame(&self, number: u32) -> Vec<u8> {
         let size = self.size(number) as usize;
         let length = |from: usize| u16::try_from(size - from).unwrap_or(u16::MAX).to_be_bytes();
-        let [high, a, b, low] = self.flow(number).to_be_bytes();
+        let [high, a, b, low] = (self.first_flow + self.flow(number)).to_be_bytes();
         let mut frame = Vec::with_capacity(size);
         frame.extend(self.to);
         frame.extend(self.from);
@@ -163,6 +165,7 @@ mod tests {
             to: [2, 0, 0, 0, 0, 2],
             frames: 2 * flows,
             flows,
+            first_flow: 0,
             sizes: sizes.to_vec(),
         }
     }

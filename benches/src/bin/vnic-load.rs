@@ -134,7 +134,7 @@ struct FloodOptions {
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
     /// Pauses of the CPU when the device has not done enough for another burst.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = FloodPlan::PAUSES)]
     pauses: u32,
 }
 
@@ -192,6 +192,7 @@ impl Common {
                 to: if ports == 2 { macs[1 - at] } else { self.to },
                 frames: self.frames.max(self.flows).max(least_frames),
                 flows: self.flows,
+                first_flow: 0,
                 sizes: self.size.0.clone(),
             };
             PortPlan {
