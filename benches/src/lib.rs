@@ -9,6 +9,7 @@ pub mod frames;
 pub mod joined;
 pub mod latency;
 pub mod port;
+pub mod suite;
 pub mod verify;
 
 /// The beginning of an Ethernet frame with IPv4 and UDP headers, 60 bytes; `flow` chooses the source address and port.
