@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use vnic_dataplane::counters::PerWorker;
 use vnic_dataplane::engine::{Engine, EngineConfig, Poll};
@@ -69,6 +70,8 @@ pub struct JoinedReport {
     pub least_nic: f64,
     /// Sessions in the table at the end.
     pub sessions: u64,
+    /// CPU time of the process, as a part of what two CPUs have: less than 1 if something else ran there.
+    pub cpu_share: f64,
 }
 
 /// Runs it: the worker on its CPU, the generator where the caller is.
@@ -129,7 +132,9 @@ fn run_with<K: RingKind>(plan: &JoinedPlan) -> Result<JoinedReport> {
     };
     flood(&mut ports, warm_up)?;
     let before = sent(&nics);
+    let (began, cpu_before) = (Instant::now(), process_time()?);
     let report = flood(&mut ports, measured)?;
+    let cpu_share = (process_time()? - cpu_before).as_secs_f64() / (2.0 * began.elapsed().as_secs_f64());
     let after = sent(&nics);
     let each: Vec<u64> = after.iter().zip(&before).map(|(now, then)| now - then).collect();
     ensure!(each.iter().sum::<u64>() > 0, "no NIC has sent anything");
@@ -137,12 +142,17 @@ fn run_with<K: RingKind>(plan: &JoinedPlan) -> Result<JoinedReport> {
         &each,
         report.seconds,
         &report.ports,
-        balancer.stats().sessions,
+        (balancer.stats().sessions, cpu_share),
     ))
 }
 
 #[allow(clippy::cast_precision_loss, reason = "ratios are not exact")]
-fn sum_up(nics: &[u64], seconds: f64, ports: &[crate::flood::Counts], sessions: u64) -> JoinedReport {
+fn sum_up(
+    nics: &[u64],
+    seconds: f64,
+    ports: &[crate::flood::Counts],
+    (sessions, cpu_share): (u64, f64),
+) -> JoinedReport {
     let sent = nics.iter().sum::<u64>() as f64;
     let of_ports = |what: fn(&crate::flood::Counts) -> u64| ports.iter().map(what).sum::<u64>() as f64;
     let taken = of_ports(|counts| counts.sent);
@@ -155,7 +165,13 @@ fn sum_up(nics: &[u64], seconds: f64, ports: &[crate::flood::Counts], sessions: 
         dropped: (1.0 - sent / taken).max(0.0),
         least_nic: least * nics.len() as f64 / sent,
         sessions,
+        cpu_share,
     }
+}
+
+/// CPU time of this process.
+fn process_time() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?.into())
 }
 
 struct Guest {

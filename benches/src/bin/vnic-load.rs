@@ -1,11 +1,12 @@
 //! `vnic-load`: floods a vhost-user device, or times single frames through it.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use serde::Serialize;
 use vnic_benches::driver::{DriverRing, Packed, RingKind, Split};
@@ -259,12 +260,13 @@ fn run<K: RingKind>(command: &Command) -> Result<()> {
             }
         );
     }
+    let began = Began::now()?;
     match command {
-        Command::Flood { flood, .. } => run_flood(&mut ports, flood, common.json),
+        Command::Flood { flood, .. } => run_flood(&mut ports, flood, &began, common.json),
         Command::Verify { both, seconds, .. } => {
             let traffic: Vec<_> = plans.into_iter().map(|plan| plan.sends).collect();
             let report = verify(&mut ports, &traffic, *both, duration(*seconds)?)?;
-            print(common.json, &report, || {
+            began.print(common.json, &report, || {
                 println!(
                     "{} frames sent, {} arrived as they should, {} lost",
                     report.sent, report.verified, report.lost
@@ -283,7 +285,7 @@ fn run<K: RingKind>(command: &Command) -> Result<()> {
                 interval: Duration::from_micros(*interval),
             };
             let report = latency(&mut ports, &plan)?;
-            print(common.json, &report, || print_latency(&report))
+            began.print(common.json, &report, || print_latency(&report))
         }
         Command::Idle { seconds, .. } => {
             std::thread::sleep(duration(*seconds)?);
@@ -295,6 +297,7 @@ fn run<K: RingKind>(command: &Command) -> Result<()> {
 fn run_flood<'m, R: DriverRing<'m>>(
     ports: &mut [Port<'m, R>],
     options: &FloodOptions,
+    began: &Began,
     json: bool,
 ) -> Result<()> {
     let plan = FloodPlan {
@@ -304,7 +307,7 @@ fn run_flood<'m, R: DriverRing<'m>>(
         pauses: options.pauses,
     };
     let report = Flood::new(ports, plan).run()?;
-    print(json, &report, || {
+    began.print(json, &report, || {
         println!(
             "{:.3} M frames/s received, {:.3} M sent, {:.2} s, {} notifications",
             report.received_rate() / 1e6,
@@ -341,13 +344,37 @@ fn print_latency(report: &Latency) {
     }
 }
 
-fn print(json: bool, report: &impl Serialize, text: impl FnOnce()) -> Result<()> {
-    if json {
-        println!("{}", serde_json::to_string(report)?);
-    } else {
-        text();
+/// What is written as JSON: the report, and more.
+#[derive(Serialize)]
+struct Output<'r, T> {
+    /// CPU time of the load, as a part of the time that it took: less than 1 if something else ran on this CPU.
+    cpu_share: f64,
+    #[serde(flatten)]
+    report: &'r T,
+}
+
+/// When the load began: by the clock, and in CPU time of this thread.
+struct Began(Instant, Duration);
+
+impl Began {
+    fn now() -> Result<Began> {
+        Ok(Began(Instant::now(), thread_time()?))
     }
-    Ok(())
+
+    fn print(&self, json: bool, report: &impl Serialize, text: impl FnOnce()) -> Result<()> {
+        let cpu_share = (thread_time()? - self.1).as_secs_f64() / self.0.elapsed().as_secs_f64();
+        if json {
+            println!("{}", serde_json::to_string(&Output { cpu_share, report })?);
+        } else {
+            println!("{:.0} % of the CPU", cpu_share * 100.0);
+            text();
+        }
+        Ok(())
+    }
+}
+
+fn thread_time() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }
 
 struct Mebibytes(u64);

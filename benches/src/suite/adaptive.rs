@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use super::device::{Device, Wait};
 use super::report::Section;
-use super::{Field, Settings, cpu_time, folder};
+use super::{Field, Settings, cpu_time, folder, patiently};
 
 const NAMES: [&str; 2] = ["busy", "adaptive"];
 /// Ports of the daemon that is idle.
@@ -47,7 +47,7 @@ fn under_load(settings: &Settings) -> Section {
             all.extend(arguments);
             for run in 0..settings.runs {
                 field.take_turns(&mut section, &format!("{ring}, {load}"), run, |device| {
-                    settings.flood(device.sockets(), &all)
+                    settings.flood(device, &all)
                 });
             }
         }
@@ -66,9 +66,11 @@ fn waking(settings: &Settings) -> Section {
     for _ in 0..settings.runs {
         for (name, wait) in NAMES.into_iter().zip([Wait::Busy, Wait::Adaptive]) {
             let outcome = vnicd(settings, wait, "wake", 2).and_then(|mut device| {
-                device.while_running(|device| {
-                    let arguments = ["--samples", samples, "--warm-up", "20", "--interval", "3000"];
-                    settings.load("latency", device.sockets(), &arguments)
+                patiently(|| {
+                    device.while_running(|device| {
+                        let arguments = ["--samples", samples, "--warm-up", "20", "--interval", "3000"];
+                        settings.load("latency", device, &arguments)
+                    })
                 })
             });
             for percentile in ["p50", "p99"] {

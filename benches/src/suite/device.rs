@@ -30,6 +30,7 @@ pub struct Device {
     _input: Option<ChildStdin>,
     /// The rest of Open vSwitch.
     ovs: Option<Ovs>,
+    busy: bool,
 }
 
 /// How vnicd's worker waits.
@@ -89,6 +90,7 @@ impl Device {
             sockets,
             _input: None,
             ovs: None,
+            busy: wait == Wait::Busy,
         };
         device.started(&folder.join("control.sock"))
     }
@@ -153,6 +155,7 @@ impl Device {
             sockets,
             _input: Some(input),
             ovs: None,
+            busy: true,
         };
         device.started(&ready)
     }
@@ -171,6 +174,7 @@ impl Device {
             sockets,
             _input: None,
             ovs: Some(ovs),
+            busy: true,
         };
         device.started(&ready)
     }
@@ -202,6 +206,12 @@ impl Device {
     #[must_use]
     pub fn id(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Whether it takes all of its CPU, with or without a load.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.busy
     }
 
     /// Takes no CPU until it goes on.

@@ -9,9 +9,9 @@ mod ovs;
 pub mod report;
 mod vm;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -64,35 +64,46 @@ impl Settings {
         (self.seconds / 3.0).max(0.1)
     }
 
-    /// One load on one device: what `vnic-load` says.
-    fn load(&self, command: &str, sockets: &[PathBuf], arguments: &[&str]) -> Result<Value> {
+    /// One load on one device: what `vnic-load` says. Fails with [`Disturbed`] if anything else took much of either CPU.
+    fn load(&self, command: &str, device: &Device, arguments: &[&str]) -> Result<Value> {
+        let mut generator = self.generator(command, device.sockets());
+        generator
+            .args(["--cpu", &GENERATOR_CPU.to_string()])
+            .args(arguments);
+        let (began, before) = (Instant::now(), cpu_time(device.id())?);
+        let output = run(&mut generator)?;
+        let used = cpu_time(device.id())?.saturating_sub(before);
+        let report: Value = serde_json::from_str(&output)
+            .with_context(|| format!("vnic-load wrote no JSON: {output:.200}"))?;
+        let share = report["cpu_share"].as_f64().context("no cpu_share")?;
+        undisturbed("the generator", share)?;
+        if device.is_busy() {
+            undisturbed("the device", used.as_secs_f64() / began.elapsed().as_secs_f64())?;
+        }
+        Ok(report)
+    }
+
+    fn generator(&self, command: &str, sockets: &[PathBuf]) -> Command {
         let mut generator = Command::new("timeout");
         generator.args(["--kill-after=5", "60"]).arg(&self.generator);
-        generator.args([command, "--json", "--cpu", &GENERATOR_CPU.to_string()]);
+        generator.args([command, "--json"]);
         for socket in sockets {
             generator.arg("--socket").arg(socket);
         }
-        let output = run(generator.args(arguments))?;
-        serde_json::from_str(&output).with_context(|| format!("vnic-load wrote no JSON: {output:.200}"))
+        generator
     }
 
     /// Guests that are connected and do nothing for some seconds.
     fn run_idle(&self, sockets: &[PathBuf], seconds: &str) -> Result<()> {
-        let mut generator = Command::new("timeout");
-        generator.args(["--kill-after=5", "60"]).arg(&self.generator);
-        generator.args(["idle", "--json", "--seconds", seconds]);
-        for socket in sockets {
-            generator.arg("--socket").arg(socket);
-        }
-        run(&mut generator).map(drop)
+        run(self.generator("idle", sockets).args(["--seconds", seconds])).map(drop)
     }
 
     /// A flood; million frames delivered a second, both directions added. Fails if the generator was the bottleneck.
-    fn flood(&self, sockets: &[PathBuf], arguments: &[&str]) -> Result<f64> {
+    fn flood(&self, device: &Device, arguments: &[&str]) -> Result<f64> {
         let (warm_up, seconds) = (self.warm_up().to_string(), self.seconds.to_string());
         let mut all = vec!["--warm-up", &warm_up, "--seconds", &seconds];
         all.extend(arguments);
-        let report = self.load("flood", sockets, &all)?;
+        let report = self.load("flood", device, &all)?;
         let frames = |name: &str| -> f64 {
             let ports = report["ports"].as_array().into_iter().flatten();
             ports.filter_map(|port| port[name].as_f64()).sum()
@@ -105,6 +116,41 @@ impl Settings {
         );
         Ok(frames("received") / report["seconds"].as_f64().context("no seconds")? / 1e6)
     }
+}
+
+/// Something else ran on a CPU that is measured.
+#[derive(Debug, thiserror::Error)]
+#[error("{who} had {percent:.0} % of its CPU: something else runs there; stop it, or give --runs more")]
+struct Disturbed {
+    who: &'static str,
+    percent: f64,
+}
+
+/// The least share of its CPU with which somebody counts as undisturbed.
+const SHARE: f64 = 0.93;
+/// Times that a disturbed run is repeated.
+const REPEATS: usize = 6;
+
+fn undisturbed(who: &'static str, share: f64) -> Result<(), Disturbed> {
+    if share < SHARE {
+        return Err(Disturbed {
+            who,
+            percent: share * 100.0,
+        });
+    }
+    Ok(())
+}
+
+/// Measures again while the outcome is [`Disturbed`], a few times.
+fn patiently<T>(mut measure: impl FnMut() -> Result<T>) -> Result<T> {
+    let mut outcome = measure();
+    for _ in 0..REPEATS {
+        match &outcome {
+            Err(error) if error.is::<Disturbed>() => outcome = measure(),
+            _ => break,
+        }
+    }
+    outcome
 }
 
 /// Devices that take turns; one that does not start is missing with its reason.
@@ -125,7 +171,7 @@ impl Field {
         for turn in 0..count {
             let (name, device) = &mut self.devices[(turn + run) % count];
             let outcome = match device {
-                Ok(device) => device.while_running(&mut measure),
+                Ok(device) => patiently(|| device.while_running(&mut measure)),
                 Err(error) => Err(anyhow::anyhow!("{error:#}")),
             };
             if let Err(error) = &outcome {
@@ -216,10 +262,45 @@ fn interface_counter(namespace: &vnic_tests::netns::Netns, interface: &str, name
 fn cpu_time(process: u32) -> Result<Duration> {
     let mut total = 0;
     for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
-        let path: &Path = &thread?.path().join("schedstat");
-        let text = std::fs::read_to_string(path)?;
+        let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
         let first = text.split_whitespace().next().context("an empty schedstat")?;
         total += first.parse::<u64>()?;
     }
     Ok(Duration::from_nanos(total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disturbed_run_is_repeated_and_another_failure_is_not() {
+        let mut shares = [0.5, 0.6, 0.99].into_iter();
+        let figure = patiently(|| {
+            undisturbed("it", shares.next().expect("a third run is the last"))?;
+            Ok(7)
+        });
+        assert_eq!(figure.unwrap(), 7);
+        let mut runs = 0;
+        let outcome: Result<()> = patiently(|| {
+            runs += 1;
+            anyhow::bail!("no")
+        });
+        assert!(outcome.is_err() && runs == 1);
+        let mut runs = 0;
+        let outcome = patiently(|| {
+            runs += 1;
+            Ok(undisturbed("it", 0.1)?)
+        });
+        assert!(outcome.unwrap_err().to_string().contains("10 % of its CPU"));
+        assert_eq!(runs, 1 + REPEATS);
+    }
+
+    #[test]
+    fn this_process_has_had_cpu_time() {
+        let before = cpu_time(std::process::id()).unwrap();
+        while cpu_time(std::process::id()).unwrap() == before {
+            std::hint::spin_loop();
+        }
+    }
 }

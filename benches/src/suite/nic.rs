@@ -10,7 +10,7 @@ use vnic_tests::sys::PacketSocket;
 use super::device::{Device, GUEST_MACS, Wait};
 use super::joined::on_generator_cpu;
 use super::report::{OURS, PEER, Section};
-use super::{Settings, folder, interface_counter};
+use super::{Settings, folder, interface_counter, patiently};
 use crate::driver::{DriverRing, SplitRing};
 use crate::frames::{MIN_FRAME, Traffic};
 use crate::latency::{Latency, LatencyPlan, measure};
@@ -95,7 +95,9 @@ fn throughput(settings: &Settings) -> Result<[Section; 2]> {
             for turn in 0..2 {
                 let (name, wires, device) = &mut devices[(turn + run) % 2];
                 let outcome = match device {
-                    Ok(device) => device.while_running(|device| flood(settings, device, wires, ring)),
+                    Ok(device) => {
+                        patiently(|| device.while_running(|device| flood(settings, device, wires, ring)))
+                    }
                     Err(error) => Err(anyhow::anyhow!("{error:#}")),
                 };
                 if let (Ok((_, even)), true) = (&outcome, *name == OURS) {
@@ -125,7 +127,7 @@ fn flood(settings: &Settings, device: &Device, wires: &Wires, ring: &str) -> Res
                 "--seconds",
                 &limit,
             ];
-            settings.load("flood", &device.sockets()[..1], &arguments)
+            settings.load("flood", device, &arguments)
         });
         std::thread::sleep(Duration::from_secs_f64(settings.warm_up() + 0.2));
         let (began, before) = (Instant::now(), wires.arrived()?);
@@ -153,45 +155,57 @@ fn latencies(settings: &Settings) -> Result<Section> {
     let mut section = Section::new(
         "Latency between a guest and what is behind a NIC, veth, 60 B",
         "Microseconds, one frame at a time, from the guest's ring to a packet socket at the other end of the pair, or back; \"kernel \
-         alone\" is from packet socket to packet socket over such a pair.",
+         alone\" is from packet socket to packet socket over such a pair. Frames follow each other at once, or after 3 ms in which \
+         an adaptive worker has gone to sleep.",
         1,
         &PATHS,
     );
-    let plan = LatencyPlan {
-        samples: if settings.quick { 500 } else { 5000 },
-        warm_up: 50,
-        interval: Duration::from_micros(20),
+    let scale = if settings.quick { 1 } else { 5 };
+    let plan = |samples: usize, interval_us| LatencyPlan {
+        samples: samples * scale,
+        warm_up: 20,
+        interval: Duration::from_micros(interval_us),
     };
+    let plans = [("", plan(1000, 20)), (", after 3 ms", plan(100, 3000))];
     for run in 0..settings.runs {
         for (turn, path) in PATHS.into_iter().enumerate() {
             let at = folder(settings, &format!("latency-{turn}-{run}"));
             let wires = Wires::new(1)?;
+            let vnicd = |wait| Device::vnicd(&at, wait, 1, Some(&wires.near), &wires.nics()).map(Some);
             let device = match path {
-                "vnicd busy" => Device::vnicd(&at, Wait::Busy, 1, Some(&wires.near), &wires.nics()).map(Some),
-                "vnicd adaptive" => {
-                    Device::vnicd(&at, Wait::Adaptive, 1, Some(&wires.near), &wires.nics()).map(Some)
-                }
+                "vnicd busy" => vnicd(Wait::Busy),
+                "vnicd adaptive" => vnicd(Wait::Adaptive),
                 PEER => Device::testpmd_to_nic(&at, &wires.near, "up0").map(Some),
                 _ => Ok(None),
             };
             let outcome = device.and_then(|device| {
                 on_generator_cpu(|| match device {
-                    Some(mut device) => device.while_running(|device| through(device, &wires, &plan)),
-                    None => alone(&wires, &plan),
+                    Some(mut device) => device.while_running(|device| through(device, &wires, &plans)),
+                    None => alone(&wires, &plans),
                 })
             });
-            for (way, direction) in ["guest to NIC", "NIC to guest"].into_iter().enumerate() {
-                for percentile in ["p50", "p99"] {
-                    let figure = outcome
-                        .as_ref()
-                        .map_err(|error| anyhow::anyhow!("{error:#}"))
-                        .map(|both| microseconds(&both[way], percentile));
-                    section.add(&format!("{direction}, {percentile}"), path, figure);
+            for (at, (pace, _)) in plans.iter().enumerate() {
+                for (way, direction) in ["guest to NIC", "NIC to guest"].into_iter().enumerate() {
+                    for percentile in ["p50", "p99"] {
+                        let figure = outcome
+                            .as_ref()
+                            .map_err(|error| anyhow::anyhow!("{error:#}"))
+                            .map(|ways| microseconds(&ways[way][at], percentile));
+                        section.add(&format!("{direction}{pace}, {percentile}"), path, figure);
+                    }
                 }
             }
         }
     }
     Ok(section)
+}
+
+/// The same trip at each pace.
+fn at_each_pace(
+    plans: &[(&str, LatencyPlan)],
+    mut trip: impl FnMut() -> Result<Option<Duration>>,
+) -> Result<Vec<Latency>> {
+    plans.iter().map(|(_, plan)| measure(plan, &mut trip)).collect()
 }
 
 fn microseconds(latency: &Latency, percentile: &str) -> f64 {
@@ -215,12 +229,12 @@ fn traffic(from: [u8; 6], to: [u8; 6]) -> Traffic {
 }
 
 /// Sends a frame from one socket and waits for it at the other.
-fn alone(wires: &Wires, plan: &LatencyPlan) -> Result<[Latency; 2]> {
+fn alone(wires: &Wires, plans: &[(&str, LatencyPlan)]) -> Result<[Vec<Latency>; 2]> {
     let near = wires.near.run(|| Ok(PacketSocket::open("up0")?))?;
     let far = wires.far.run(|| Ok(PacketSocket::open("far0")?))?;
     let frame = traffic(guest_mac(), STRANGER).frame(0);
     let way = |from: &PacketSocket, to: &PacketSocket| {
-        measure(plan, || {
+        at_each_pace(plans, || {
             let start = Instant::now();
             from.send(&frame)?;
             arrival(to, &frame, start)
@@ -247,7 +261,7 @@ fn arrival(socket: &PacketSocket, frame: &[u8], start: Instant) -> Result<Option
 }
 
 /// A guest with split rings behind the device.
-fn through(device: &Device, wires: &Wires, plan: &LatencyPlan) -> Result<[Latency; 2]> {
+fn through(device: &Device, wires: &Wires, plans: &[(&str, LatencyPlan)]) -> Result<[Vec<Latency>; 2]> {
     let guest = PortPlan {
         packed: false,
         in_order: false,
@@ -266,7 +280,7 @@ fn through(device: &Device, wires: &Wires, plan: &LatencyPlan) -> Result<[Latenc
     // A device may take a while to see that a guest is there.
     std::thread::sleep(Duration::from_millis(500));
     let frame = guest.sends.frame(0);
-    let out = measure(plan, || {
+    let out = at_each_pace(plans, || {
         port.tx.completed()?;
         if port.tx.outstanding() == port.tx.size() {
             return Ok(None);
@@ -278,7 +292,7 @@ fn through(device: &Device, wires: &Wires, plan: &LatencyPlan) -> Result<[Latenc
     .context("from the guest")?;
     let reply = traffic(STRANGER, guest_mac()).frame(0);
     let mut received = Vec::new();
-    let back = measure(plan, || {
+    let back = at_each_pace(plans, || {
         let start = Instant::now();
         far.send(&reply)?;
         loop {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 
 use super::device::{Device, Wait};
 use super::report::{OURS, PEER, Section};
-use super::{Field, Settings, folder};
+use super::{Field, Settings, folder, patiently};
 
 /// A load and the generator's arguments for it.
 type Load = (&'static str, &'static [&'static str]);
@@ -79,9 +79,7 @@ pub(super) fn throughput(settings: &Settings) -> Result<Vec<Section>> {
                 let mut all = vec!["--ring", ring];
                 all.extend(*arguments);
                 for run in 0..settings.runs {
-                    field.take_turns(section, load, run, |device| {
-                        settings.flood(device.sockets(), &all)
-                    });
+                    field.take_turns(section, load, run, |device| settings.flood(device, &all));
                 }
             }
         }
@@ -107,12 +105,11 @@ pub(super) fn latencies(settings: &Settings) -> Result<Vec<Section>> {
         for run in 0..settings.runs {
             for (name, device) in &mut field.devices {
                 let outcome = match device {
-                    Ok(device) => device.while_running(|device| {
-                        settings.load(
-                            "latency",
-                            device.sockets(),
-                            &["--ring", ring, "--samples", samples, "--queue", "256"],
-                        )
+                    Ok(device) => patiently(|| {
+                        device.while_running(|device| {
+                            let arguments = ["--ring", ring, "--samples", samples, "--queue", "256"];
+                            settings.load("latency", device, &arguments)
+                        })
                     }),
                     Err(error) => Err(anyhow::anyhow!("{error:#}")),
                 };
