@@ -14,6 +14,8 @@ use crate::port::Port;
 const MAX_BURST: u16 = 48;
 /// Nothing comes any more.
 const QUIET: Duration = Duration::from_millis(200);
+/// Nothing ever comes.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What was checked, all ports together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -86,7 +88,7 @@ impl Way {
     }
 }
 
-/// Floods for `duration`, from the first port or from both of two, and checks everything.
+/// Floods for `duration` and until `least` frames have arrived, from the first port or from both of two, and checks everything.
 ///
 /// # Errors
 /// The first frame that is not as it should be; what the device did wrong; or that nothing arrived at all.
@@ -95,6 +97,7 @@ pub fn verify<'m, R: DriverRing<'m>>(
     traffic: &[Traffic],
     both: bool,
     duration: Duration,
+    least: u64,
 ) -> Result<VerifyReport> {
     ensure!(ports.len() == 2, "frames can be checked between two ports");
     for (port, traffic) in ports.iter().zip(traffic) {
@@ -115,10 +118,12 @@ pub fn verify<'m, R: DriverRing<'m>>(
     let mut burst = 1;
     let start = Instant::now();
     let mut last = start;
-    while start.elapsed() < duration || last.elapsed() < QUIET {
+    let mut sending = true;
+    while sending || last.elapsed() < QUIET {
+        sending = start.elapsed() < duration || (report.verified < least && start.elapsed() < PATIENCE);
         for way in &mut ways {
             let sends = way.from == 0 || both || report.verified == 0;
-            if sends && start.elapsed() < duration {
+            if sends && sending {
                 burst = burst % MAX_BURST + 1;
                 way.send(&mut ports[way.from], burst)?;
             } else {
@@ -133,7 +138,12 @@ pub fn verify<'m, R: DriverRing<'m>>(
     }
     let unsent: u64 = ports.iter().map(|port| u64::from(port.tx.outstanding())).sum();
     report.sent = ways.iter().map(|way| way.offered).sum::<u64>() - unsent;
-    ensure!(report.verified > 0, "nothing arrived of {} frames", report.sent);
+    ensure!(
+        report.verified >= least,
+        "{} frames arrived of {} that were sent",
+        report.verified,
+        report.sent
+    );
     ensure!(
         report.verified <= report.sent,
         "{} frames arrived of {} that were sent",

@@ -265,7 +265,7 @@ fn run<K: RingKind>(command: &Command) -> Result<()> {
         Command::Flood { flood, .. } => run_flood(&mut ports, flood, &began, common.json),
         Command::Verify { both, seconds, .. } => {
             let traffic: Vec<_> = plans.into_iter().map(|plan| plan.sends).collect();
-            let report = verify(&mut ports, &traffic, *both, duration(*seconds)?)?;
+            let report = verify(&mut ports, &traffic, *both, duration(*seconds)?, 1)?;
             began.print(common.json, &report, || {
                 println!(
                     "{} frames sent, {} arrived as they should, {} lost",
