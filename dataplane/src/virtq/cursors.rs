@@ -12,9 +12,9 @@
 //!
 //! # What it is worth
 //!
-//! A position is good only for the rings of the same session, so three things are kept with it, and `PackedRing` adds a look at
-//! the ring itself: which memory and addresses the ring had (`session`), and the base that the front-end last gave or was told.
-//! A front-end that comes with another base knows something newer.
+//! A position is good only for the same ring of the same guest. So what memory, addresses and size the ring had is kept with it
+//! (`session`), and the base that the front-end last gave or was told; `packed/resume.rs` adds a look at the ring itself. A
+//! front-end that comes with another base knows something newer, or has worked on the ring itself.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -148,8 +148,10 @@ impl CursorFile {
             file.set_len(0).map_err(failed("empty"))?;
         }
         file.set_len(bytes).map_err(failed("extend"))?;
-        // SAFETY: as above. The range is BYTES, which fits.
-        let outcome = unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, BYTES as libc::off_t) };
+        let range =
+            libc::off_t::try_from(BYTES).map_err(|error| failed("extend")(io::Error::other(error)))?;
+        // SAFETY: as above.
+        let outcome = unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, range) };
         if outcome != 0 {
             // A full file system would else show by SIGBUS later.
             return Err(failed("take room for")(io::Error::from_raw_os_error(outcome)));
@@ -259,31 +261,43 @@ pub struct Keeping {
     pub told: u32,
 }
 
+/// What a [`CursorSlot`] holds.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Kept {
+    /// The base that the front-end knew of.
+    pub(super) told: u32,
+    /// The positions before and after the last burst, as [`super::packed_layout::Position::bits`].
+    pub(super) moved: (u16, u16),
+}
+
 impl CursorSlot {
     /// Forgets the position: the front-end was told, so what it says next is true.
     pub fn clear(&self) {
         self.entry().state.store(EMPTY, Ordering::Relaxed);
     }
 
-    /// The positions before and after the last burst, as [`super::packed_layout::Position::bits`], if they belong to this.
-    pub(super) fn kept(&self, session: u64, told: u32) -> Option<(u16, u16)> {
+    /// What is kept of this session.
+    pub(super) fn kept(&self, session: u64) -> Option<Kept> {
         let entry = self.entry();
+        let told = entry.told.load(Ordering::Relaxed);
         let kept = entry.state.load(Ordering::Acquire) == KEPT
             && entry.session.load(Ordering::Relaxed) == session
-            && entry.told.load(Ordering::Relaxed) == told
             && entry.check.load(Ordering::Relaxed) == check(session, told);
         let [before_low, before_high, after_low, after_high] =
             entry.moved.load(Ordering::Relaxed).to_le_bytes();
-        kept.then_some((
-            u16::from_le_bytes([before_low, before_high]),
-            u16::from_le_bytes([after_low, after_high]),
-        ))
+        kept.then_some(Kept {
+            told,
+            moved: (
+                u16::from_le_bytes([before_low, before_high]),
+                u16::from_le_bytes([after_low, after_high]),
+            ),
+        })
     }
 
     /// Begins to keep a ring that stands at `position`.
     pub(super) fn begin(&self, session: u64, told: u32, position: u16) {
         let entry = self.entry();
-        if self.kept(session, told).is_none() {
+        if self.kept(session).is_none_or(|kept| kept.told != told) {
             // Release, here as below: the compiler must leave the order as it is. That a process ended does not reorder stores.
             entry.state.store(EMPTY, Ordering::Release);
             entry.session.store(session, Ordering::Release);
@@ -335,10 +349,11 @@ mod tests {
         assert_eq!(wrong, None);
         assert!(file.is_empty());
         assert!(file.slot(MAX_RINGS).is_none());
+        let kept = |slot: &CursorSlot, session| slot.kept(session).map(|kept| (kept.told, kept.moved));
         let slot = file.slot(3).unwrap();
-        assert_eq!(slot.kept(7, 9), None);
+        assert_eq!(kept(&slot, 7), None);
         slot.begin(7, 9, 0x8001);
-        assert_eq!(slot.kept(7, 9), Some((0x8001, 0x8001)));
+        assert_eq!(kept(&slot, 7), Some((9, (0x8001, 0x8001))));
         slot.note(0x8001, 0x0002);
         assert!(!file.is_empty());
         drop((slot, file));
@@ -350,16 +365,15 @@ mod tests {
         let (file, wrong) = open(&path);
         assert_eq!(wrong, None);
         let slot = file.slot(3).unwrap();
-        assert_eq!(slot.kept(7, 9), Some((0x8001, 0x0002)));
-        assert_eq!(slot.kept(8, 9), None, "another session");
-        assert_eq!(slot.kept(7, 8), None, "the front-end knows something else");
-        assert_eq!(file.slot(2).unwrap().kept(7, 9), None);
+        assert_eq!(kept(&slot, 7), Some((9, (0x8001, 0x0002))));
+        assert_eq!(kept(&slot, 8), None, "another session");
+        assert_eq!(kept(&file.slot(2).unwrap(), 7), None);
         // A new session in the same place.
         slot.begin(8, 9, 0x8000);
-        assert_eq!(slot.kept(7, 9), None);
-        assert_eq!(slot.kept(8, 9), Some((0x8000, 0x8000)));
+        assert_eq!(kept(&slot, 7), None);
+        assert_eq!(kept(&slot, 8), Some((9, (0x8000, 0x8000))));
         slot.clear();
-        assert_eq!(slot.kept(8, 9), None);
+        assert_eq!(kept(&slot, 8), None);
         assert!(file.is_empty());
     }
 
@@ -383,8 +397,12 @@ mod tests {
             file.slot(0).unwrap().begin(1, 2, 3);
             drop(file);
             let (file, wrong) = open(&path);
-            let kept = file.slot(0).unwrap().kept(1, 2);
-            assert_eq!((wrong, kept), (None, Some((3, 3))), "{said}");
+            let kept = file.slot(0).unwrap().kept(1);
+            assert_eq!(
+                (wrong, kept.map(|kept| kept.moved)),
+                (None, Some((3, 3))),
+                "{said}"
+            );
         }
         // A header, and entries of garbage.
         let bytes = std::fs::read(&path).unwrap();
@@ -393,9 +411,8 @@ mod tests {
         std::fs::write(&path, damaged).unwrap();
         let (file, wrong) = open(&path);
         assert_eq!(wrong, None);
-        let ones = (u64::from_le_bytes([1; 8]), u32::from_le_bytes([1; 4]));
         for ring in 0..MAX_RINGS {
-            assert_eq!(file.slot(ring).unwrap().kept(ones.0, ones.1), None);
+            assert_eq!(file.slot(ring).unwrap().kept(u64::from_le_bytes([1; 8])), None);
         }
     }
 

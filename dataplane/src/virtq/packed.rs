@@ -274,19 +274,27 @@ struct End {
     truncated: bool,
 }
 
-/// Where the ring stands by what a predecessor noted, if that is good for it. A burst that it did not get to show to the driver is
-/// given back: the frames of its last moment are lost, their buffers are not.
+/// Where the ring stands by what a predecessor noted, if that is good for it. What cannot be worked on any more is given back: the
+/// frames of the predecessor's last moment are lost, their buffers are not.
 fn go_on(parts: &PackedParts, keep: &Keeping) -> Option<Position> {
-    let (before, after) = keep.slot.kept(keep.session, keep.told)?;
-    let resume::Left { at, unseen } = resume::left(parts, before, after)?;
+    let kept = keep.slot.kept(keep.session)?;
+    let resume::Left { at, unseen } = if kept.told == keep.told {
+        resume::left(parts, kept.moved)?
+    } else {
+        // A front-end that has worked on the ring has used all that it took.
+        let settled = |base| positions(base, parts.size).filter(|(.., outstanding)| *outstanding == 0);
+        let ((from, ..), (to, ..)) = (settled(kept.told)?, settled(keep.told)?);
+        resume::overtaken(parts, kept.moved, from, to)?
+    };
     let Some(unseen) = unseen else { return Some(at) };
-    // The length of the first is not known. A frame may have many buffers, so none of the others may be left with content either:
+    // What was written to the first is not known. A frame may have many buffers, so none of the others may be left with content either:
     // drivers drop what is shorter than a header.
-    for (place, id) in unseen.others {
-        parts.store_used(place.index, UsedElement::new(place, id, 0));
+    let element = |chain: &resume::Found| UsedElement::new(chain.place, chain.id, 0);
+    for chain in &unseen.others {
+        parts.store_used(chain.place.index, element(chain));
     }
     keep.slot.note(at.bits(), unseen.end.bits());
-    parts.release_used(at.index, UsedElement::new(at, unseen.first, 0));
+    parts.release_used(at.index, element(&unseen.first));
     Some(unseen.end)
 }
 

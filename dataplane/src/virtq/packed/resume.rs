@@ -19,38 +19,101 @@ use super::super::walk::DESC_F_NEXT;
 pub(super) struct Left {
     /// Everything before this was used and shown to the driver.
     pub(super) at: Position,
-    /// A burst that it was writing from here on when it ended.
+    /// Chains from here on that the driver still waits for, and that cannot be worked on any more: all but the first, or some of them, are
+    /// used already.
     pub(super) unseen: Option<Unseen>,
 }
 
-/// Used elements that are there, but the first of them not, so that the driver does not see them.
+/// See [`Left::unseen`].
 pub(super) struct Unseen {
-    /// The id of the first chain, whose used element is missing.
-    pub(super) first: u16,
-    /// The places and ids of the used elements that are there.
-    pub(super) others: Vec<(Position, u16)>,
-    /// Where the last one's chain ends.
+    /// The first chain, which is not used yet.
+    pub(super) first: Found,
+    pub(super) others: Vec<Found>,
+    /// Where the last one ends.
     pub(super) end: Position,
 }
 
+/// A chain in the ring that is available, or used and not shown to the driver.
+#[derive(Clone, Copy)]
+pub(super) struct Found {
+    pub(super) place: Position,
+    pub(super) id: u16,
+    entries: u16,
+    used: bool,
+}
+
 /// The position that the noted ones mean, if the ring can be the one that they were noted for.
-pub(super) fn left(parts: &PackedParts, before: u16, after: u16) -> Option<Left> {
-    let (before, after) = (Position::from_bits(before), Position::from_bits(after));
+pub(super) fn left(parts: &PackedParts, noted: Noted) -> Option<Left> {
+    let at = shown(parts, noted)?;
+    let found = chains(parts, at);
+    // A burst of which the driver was not shown the first element.
+    let unseen = match found.split_first() {
+        Some((&first, rest)) if !first.used => {
+            let used = rest.iter().take_while(|chain| chain.used).count();
+            gather(parts, first, &rest[..used])
+        }
+        _ => None,
+    };
+    fits(parts, at, unseen.as_ref()).then_some(Left { at, unseen })
+}
+
+/// The same for a front-end that worked on the ring itself while no back-end was there, from the position that it had been told up to
+/// another: QEMU drops what a guest sends then. Since it began at a place that is out of date, that can be ahead of where the
+/// ring stands; then all up to where it ended is given back to the driver.
+pub(super) fn overtaken(parts: &PackedParts, noted: Noted, from: Position, to: Position) -> Option<Left> {
     let size = parts.size;
-    if before.index >= size || after.index >= size {
+    if from.index >= size || to.index >= size || from == to {
         return None;
     }
-    before.distance_to(after, size)?;
+    from.distance_to(to, size)?;
+    let at = shown(parts, noted)?;
+    if at == from {
+        // The driver has been shown what was dropped, and with it what had been written behind.
+        let behind = chains(parts, to);
+        let shown = behind.iter().take_while(|chain| chain.used).last();
+        let at = shown.map_or(to, |chain| chain.end(size));
+        return fits(parts, at, None).then_some(Left { at, unseen: None });
+    }
+    let found = chains(parts, at);
+    let begin = found.iter().position(|chain| chain.place == from)?;
+    let end = found.iter().position(|chain| chain.end(size) == to)?;
+    let dropped = found.get(begin..=end)?.iter().all(|chain| chain.used);
+    let (&first, rest) = found.get(..=end)?.split_first()?;
+    // The driver waits for the first one, or the position would be another.
+    (dropped && !first.used).then_some(())?;
+    Some(Left {
+        at,
+        unseen: gather(parts, first, rest),
+    })
+}
+
+/// A position that was noted, as before and after the last burst.
+pub(super) type Noted = (u16, u16);
+
+/// Up to where the driver was shown used elements.
+fn shown(parts: &PackedParts, (before, after): Noted) -> Option<Position> {
+    let (before, after) = (Position::from_bits(before), Position::from_bits(after));
+    if before.index >= parts.size || after.index >= parts.size {
+        return None;
+    }
+    before.distance_to(after, parts.size)?;
     // The first used element of a burst is stored last, after the note. If the descriptor there is still available, the driver was
     // not shown the burst. If not, it was, whatever became of the descriptor since: used, available in the next round,
     // even used in that one.
-    let at = if before.is_available(parts.load_flags(before.index)) {
+    Some(if before.is_available(parts.load_flags(before.index)) {
         before
     } else {
         after
-    };
-    let unseen = unseen(parts, at);
-    fits(parts, at, unseen.as_ref()).then_some(Left { at, unseen })
+    })
+}
+
+fn gather(parts: &PackedParts, first: Found, others: &[Found]) -> Option<Unseen> {
+    let last = others.last()?;
+    Some(Unseen {
+        first,
+        others: others.to_vec(),
+        end: last.end(parts.size),
+    })
 }
 
 /// Whether the ring can stand at this position.
@@ -93,24 +156,42 @@ fn looks_new(parts: &PackedParts) -> bool {
     })
 }
 
-/// What was written behind `at` without the used element there.
-fn unseen(parts: &PackedParts, at: Position) -> Option<Unseen> {
-    let size = parts.size;
-    let (mut done, first) = chain(parts, at, size)?;
-    let mut end = at.ahead(done, size);
-    let mut others = Vec::new();
-    while done < size && end.is_used(parts.load_flags(end.index)) {
-        // Its flags are gone, and with them the chain's length. But if the chain goes on behind it, the id in the used element is
-        // that of the chain's last descriptor, and no two chains have the same.
-        let id = parts.fields(end.index).id;
-        others.push((end, id));
-        let more = chain(parts, end.ahead(1, size), size - done - 1)
-            .filter(|&(_, last)| last == id)
-            .map_or(0, |(entries, _)| entries);
-        end = end.ahead(1 + more, size);
-        done += 1 + more;
+impl Found {
+    fn end(&self, size: u16) -> Position {
+        self.place.ahead(self.entries, size)
     }
-    (!others.is_empty()).then_some(Unseen { first, others, end })
+}
+
+/// The chains from `at` on that are available or used in this round, at most one round.
+fn chains(parts: &PackedParts, at: Position) -> Vec<Found> {
+    let size = parts.size;
+    let mut found = Vec::new();
+    let mut place = at;
+    let mut left = size;
+    while left > 0 {
+        let used = place.is_used(parts.load_flags(place.index));
+        let (entries, id) = if used {
+            // Its flags are gone, and with them the chain's length. But if the chain goes on behind it, the id in the used element is
+            // that of the chain's last descriptor, and no two chains have the same.
+            let id = parts.fields(place.index).id;
+            let more = chain(parts, place.ahead(1, size), left - 1).filter(|&(_, last)| last == id);
+            (1 + more.map_or(0, |(entries, _)| entries), id)
+        } else {
+            match chain(parts, place, left) {
+                Some(chain) => chain,
+                None => break,
+            }
+        };
+        found.push(Found {
+            place,
+            id,
+            entries,
+            used,
+        });
+        place = place.ahead(entries, size);
+        left -= entries;
+    }
+    found
 }
 
 /// The number of descriptors, and the id, of the chain that begins or goes on at an available descriptor here, if it has no more
