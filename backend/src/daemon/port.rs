@@ -449,6 +449,6 @@ fn report_broken(log: &mut LogBudget, device: &Device, port: &str, ring: usize, 
         );
     }
     if let Some(err) = device.rings().nth(ring).and_then(|view| view.err) {
-        let _ = err.write(1);
+        let _ = virtq::signal(&err);
     }
 }

@@ -14,6 +14,7 @@ mod layout;
 mod notify;
 mod packed;
 mod packed_layout;
+mod signal;
 mod split;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -27,6 +28,7 @@ pub(crate) use self::chain::{Chain, Direction};
 pub use self::cursors::{CursorFile, CursorFileError, CursorSlot, Keeping, MAX_RINGS};
 pub(crate) use self::engine::{Engine, More};
 pub use self::packed::PackedRing;
+pub use self::signal::signal;
 pub use self::split::SplitRing;
 
 use vmm_sys_util::eventfd::EventFd;
