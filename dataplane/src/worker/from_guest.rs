@@ -1,6 +1,5 @@
 //! Frames that guests send.
 
-
 use super::sort::{Route, Sorted};
 use super::{BURST, Context};
 use crate::counters::{DropReason, PairCounters};
