@@ -39,28 +39,31 @@ pub(super) struct Turn<'a> {
 /// Frames in a row of one session, charged to it at once.
 #[derive(Default)]
 struct Run {
-    hit: Option<Hit>,
+    /// Whose they are, if there are any.
+    hit: Hit,
     frames: u32,
     bytes: u64,
 }
 
 impl Run {
     #[inline]
-    fn add(&mut self, table: &SessionTable, now: Millis, hit: Hit, frame_len: u32) {
-        if !self.hit.is_some_and(|last| SessionTable::same_entry(&last, &hit)) {
+    fn add(&mut self, table: &SessionTable, now: Millis, hit: &Hit, frame_len: u32) {
+        if !SessionTable::same_entry(&self.hit, hit) {
             self.charge(table, now);
-            self.hit = Some(hit);
+            *self = Run {
+                hit: *hit,
+                ..Run::default()
+            };
         }
         self.frames += 1;
         self.bytes += u64::from(frame_len);
     }
 
     #[inline]
-    fn charge(&mut self, table: &SessionTable, now: Millis) {
-        if let Some(hit) = self.hit.take() {
-            table.refresh(&hit, now, self.frames, self.bytes);
+    fn charge(&self, table: &SessionTable, now: Millis) {
+        if self.frames > 0 {
+            table.refresh(&self.hit, now, self.frames, self.bytes);
         }
-        (self.frames, self.bytes) = (0, 0);
     }
 }
 
@@ -73,7 +76,7 @@ impl Turn<'_> {
         for ((frame, lookup), out) in burst.iter().zip(&lookups).zip(out.iter_mut()) {
             *out = match self.settled(frame, lookup) {
                 Some(hit) if is_alive(self.alive, hit.meta.pin()) => {
-                    run.add(&self.balancer.table, self.now, *hit, frame.frame_len);
+                    run.add(&self.balancer.table, self.now, hit, frame.frame_len);
                     Some(hit.meta.pin())
                 }
                 _ => self.steer_one(frame, lookup, &mut run),
@@ -92,7 +95,7 @@ impl Turn<'_> {
         let mut run = Run::default();
         for (frame, lookup) in burst.iter().zip(&lookups) {
             match self.settled(frame, lookup) {
-                Some(hit) => run.add(&self.balancer.table, self.now, *hit, frame.frame_len),
+                Some(hit) => run.add(&self.balancer.table, self.now, hit, frame.frame_len),
                 None => self.observe_one(frame, lookup, &mut run),
             }
         }
@@ -143,7 +146,7 @@ impl Turn<'_> {
             }),
         };
         if let Some(hit) = hit {
-            run.add(&self.balancer.table, self.now, hit, frame.frame_len);
+            run.add(&self.balancer.table, self.now, &hit, frame.frame_len);
         }
     }
 
@@ -174,7 +177,7 @@ impl Turn<'_> {
                 None => return self.by_slot(parsed),
             },
         };
-        run.add(&self.balancer.table, self.now, hit, frame.frame_len);
+        run.add(&self.balancer.table, self.now, &hit, frame.frame_len);
         self.pin(hit, parsed)
     }
 

@@ -36,7 +36,7 @@ pub const BATCH: usize = 32;
 const FILL_PERCENT: usize = 91;
 
 /// Where an entry was found, and its state then. It stays usable after the entry is gone: see the module `bucket`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Hit {
     bucket: u32,
     lane: u8,
@@ -275,13 +275,19 @@ impl SessionTable {
                 continue;
             }
             let key = key(item);
-            let confirmed = self.buckets[probe.bucket].confirm(probe.candidate, &key.words());
-            lookup.hit = match confirmed {
-                Some(meta) => Some(Self::hit(probe.bucket, probe.candidate.lane, meta)),
-                // Another key with the same signature, or a removal meanwhile.
-                None => self.find_at(self.place(lookup.hash), key),
-            };
+            // Each branch writes its own result: see `parse::simple`.
+            match self.buckets[probe.bucket].confirm(probe.candidate, &key.words()) {
+                Some(meta) => lookup.hit = Some(Self::hit(probe.bucket, probe.candidate.lane, meta)),
+                None => self.look_again(key, lookup),
+            }
         }
+    }
+
+    /// For another key with the same signature, or a removal meanwhile.
+    #[cold]
+    #[inline(never)]
+    fn look_again(&self, key: &SessionKey, lookup: &mut Lookup) {
+        lookup.hit = self.find_at(self.place(lookup.hash), key);
     }
 
     /// Points the probes that found nothing where their bucket has sent entries away to their second bucket.
