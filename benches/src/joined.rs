@@ -118,7 +118,7 @@ fn run_with<K: RingKind>(plan: &JoinedPlan) -> Result<JoinedReport> {
     let before = sent(&nics);
     let (began, cpu_before) = (Instant::now(), process_time()?);
     let report = flood(&mut ports, measured)?;
-    let cpu_share = (process_time()? - cpu_before).as_secs_f64() / (2.0 * began.elapsed().as_secs_f64());
+    let cpu_share = share_of_two(cpu_before, began)?;
     let after = sent(&nics);
     let each: Vec<u64> = after.iter().zip(&before).map(|(now, then)| now - then).collect();
     ensure!(each.iter().sum::<u64>() > 0, "no NIC has sent anything");
@@ -154,8 +154,14 @@ fn sum_up(
 }
 
 /// CPU time of this process.
-fn process_time() -> Result<Duration> {
+pub(crate) fn process_time() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?.into())
+}
+
+/// CPU time of this process since then, as a part of what two CPUs have.
+pub(crate) fn share_of_two(cpu_before: Duration, began: Instant) -> Result<f64> {
+    let used = process_time()?.saturating_sub(cpu_before);
+    Ok(used.as_secs_f64() / (2.0 * began.elapsed().as_secs_f64()))
 }
 
 /// A worker that serves the guests and the NICs.
