@@ -4,8 +4,10 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use std::hint::black_box;
 use vnic_benches::udp_frame;
 use vnic_lb::balancer::{Balancer, BalancerConfig, Observed};
+use vnic_lb::limits::{SessionLimits, Timeouts};
 use vnic_lb::nics::NicInfo;
 use vnic_lb::parse::parse;
+use vnic_lb::policy::Algorithm;
 
 /// Frames in a burst, as workers take them.
 const BURST: usize = 32;
@@ -26,10 +28,14 @@ fn steering(criterion: &mut Criterion) {
             nics: (0..8)
                 .map(|nic| NicInfo {
                     id: format!("nic{nic}"),
-                    weight: 1,
+                    weight: None,
                 })
                 .collect(),
+            algorithm: Algorithm::Hash,
             session_capacity: 1 << 21,
+            workers: 1,
+            timeouts: Timeouts::default(),
+            limits: SessionLimits::default(),
             hash_key: [7; 16],
         });
         for nic in 0..8 {
@@ -39,6 +45,7 @@ fn steering(criterion: &mut Criterion) {
             .map(|flow| Observed {
                 parsed: parse(&udp_frame(flow)),
                 frame_len: 60,
+                timestamps: [0; 2],
             })
             .collect();
         // Scattered, so that a big table is not walked in the order of its making.

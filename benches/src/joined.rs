@@ -15,8 +15,10 @@ use vnic_dataplane::memory::guest::{GuestMemory, RegionSpec};
 use vnic_dataplane::nic::memory;
 use vnic_dataplane::virtq::{self, RingSpec};
 use vnic_lb::balancer::{Balancer, BalancerConfig};
+use vnic_lb::limits::{SessionLimits, Timeouts};
 use vnic_lb::mac::Mac;
 use vnic_lb::nics::NicInfo;
+use vnic_lb::policy::Algorithm;
 use vnic_tests::frontend::{Pages, RingPlace, SharedMemory};
 
 use crate::driver::{Packed, RingKind, Split};
@@ -311,9 +313,13 @@ fn balancer(plan: &JoinedPlan) -> Arc<Balancer> {
         nics: (0..plan.nics)
             .map(|index| NicInfo {
                 id: format!("nic{index}"),
-                weight: 1,
+                weight: None,
             })
             .collect(),
+        algorithm: Algorithm::Hash,
+        workers: 1,
+        timeouts: Timeouts::default(),
+        limits: SessionLimits::default(),
         session_capacity: plan.sessions as usize * 5 / 4 + 4096,
         hash_key: [7; 16],
     })

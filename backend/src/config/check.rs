@@ -63,6 +63,7 @@ pub(super) fn check(raw: Raw, activated: &Activated) -> Result<Config, ConfigErr
         state_dir: raw
             .state_dir
             .map_or_else(|| DEFAULT_STATE_DIR.into(), |given| given.value),
+        ring_dir: raw.ring_dir.map(|given| given.value),
         sessions: raw.sessions.map_or(Ok(DEFAULT_SESSIONS), |given| {
             in_range(given.value, 1024usize, 1 << 24, &given.origin)
         })?,
@@ -257,7 +258,7 @@ fn nics(listed: &[RawNic]) -> Result<Vec<NicConfig>, ConfigError> {
         }
         nics.push(new);
     }
-    if !nics.is_empty() && nics.iter().all(|nic| nic.weight == 0) {
+    if !nics.is_empty() && nics.iter().all(|nic| nic.weight == Some(0)) {
         return Err(ConfigError::NoWeight);
     }
     Ok(nics)
@@ -324,9 +325,10 @@ fn nic(raw: &RawNic) -> Result<NicConfig, ConfigError> {
             AttachMode::WORDS,
         )?
         .unwrap_or(AttachMode::Auto),
-        weight: raw.weight.map_or(Ok(1), |weight| {
-            in_range(weight, 0, MAX_WEIGHT, &format!("`weight` in {origin}"))
-        })?,
+        weight: raw
+            .weight
+            .map(|weight| in_range(weight, 0, MAX_WEIGHT, &format!("`weight` in {origin}")))
+            .transpose()?,
         ifname,
         id,
     })

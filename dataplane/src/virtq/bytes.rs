@@ -19,17 +19,6 @@ pub(super) unsafe fn read_once<T: Copy>(from: NonNull<u8>) -> T {
     unsafe { from.cast::<Unaligned<T>>().read_volatile().0 }
 }
 
-/// Reads sixteen bytes as [`read_once`] does.
-///
-/// # Safety
-/// `from` must be valid for reading 16 bytes.
-#[inline(always)]
-pub(super) unsafe fn read_once_16(from: NonNull<u8>) -> [u8; 16] {
-    // SAFETY: as the caller vouches.
-    let (low, high) = unsafe { (read_once::<u64>(from), read_once::<u64>(from.add(8))) };
-    (u128::from(high.to_le()) << 64 | u128::from(low.to_le())).to_le_bytes()
-}
-
 /// Fills `out` from a place that the guest may be writing to, reading each byte exactly once.
 ///
 /// # Safety

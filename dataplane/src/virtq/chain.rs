@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::bytes::{copy, copy_once, prefetch_read, prefetch_write, read_once, read_once_16};
+use super::bytes::{copy, copy_once, prefetch_read, prefetch_write, read_once};
 use crate::memory::guest::{GuestMemory, Window};
 
 /// Segments that a batch has room for: a chain that alone needs more is an absurd way to describe a frame.
@@ -14,15 +14,17 @@ const _: () = assert!(MAX_SEGMENTS <= u16::MAX as usize);
 /// Chains that a batch has room for.
 pub(super) const MAX_CHAINS: usize = 256;
 
-/// Bytes of a frame that [`Batch::front`] reads: addresses, type and a VLAN tag's id.
-pub(crate) const HEAD: usize = 16;
+/// The first bytes of a frame, in the order of memory: addresses, type and a VLAN tag's id. In words, which stay in registers.
+pub(crate) type Head = [u64; 2];
+/// Bytes of a [`Head`].
+pub(crate) const HEAD: usize = size_of::<Head>();
 
 /// The beginning of a chain, each byte of it read exactly once; zeros behind its end.
 pub(crate) struct Front {
     /// Its first two bytes.
     pub(crate) first: [u8; 2],
     /// What comes behind the header.
-    pub(crate) head: [u8; HEAD],
+    pub(crate) head: Head,
 }
 
 /// Which descriptors of a chain are wanted, as the device sees them.
@@ -243,7 +245,10 @@ impl Batch {
                 unsafe {
                     Front {
                         first: read_once::<u16>(segment.host).to_ne_bytes(),
-                        head: read_once_16(segment.host.add(skip)),
+                        head: [
+                            read_once(segment.host.add(skip)),
+                            read_once(segment.host.add(skip + 8)),
+                        ],
                     }
                 }
             }
@@ -257,14 +262,14 @@ impl Batch {
         let mut bytes = [0; LONGEST_HEADER + HEAD];
         let len = chain.len().min(skip + HEAD).min(bytes.len());
         self.read_once(chain, &mut bytes[..len]);
-        let mut front = Front {
-            first: [bytes[0], bytes[1]],
-            head: [0; HEAD],
+        let word = |at: usize| {
+            let bytes = bytes.get(at..).and_then(|bytes| bytes.first_chunk());
+            u64::from_ne_bytes(bytes.copied().unwrap_or_default())
         };
-        for (byte, read) in front.head.iter_mut().zip(&bytes[skip.min(LONGEST_HEADER)..]) {
-            *byte = *read;
+        Front {
+            first: [bytes[0], bytes[1]],
+            head: [word(skip), word(skip + 8)],
         }
-        front
     }
 
     /// Copies bytes from the start of a chain; each byte of the guest's memory is read exactly once. Returns whether the
@@ -394,7 +399,7 @@ impl Batch {
         rest: Range<usize>,
         target: (&Batch, &Chain),
         header: &[u8; 12],
-        head: &[u8; HEAD],
+        head: &Head,
     ) -> bool {
         let (Some(from), Some(into)) = (self.lone_segment(chain), target.0.lone_segment(target.1)) else {
             return false;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::chain::{Batch, Chain, Cursor, Direction, Front, HEAD};
+use super::chain::{Batch, Chain, Cursor, Direction, Front, Head};
 use super::notify::Call;
 use super::walk::Tables;
 use super::{RingError, RingSpec};
@@ -145,7 +145,7 @@ pub(crate) trait Engine {
         rest: Range<usize>,
         to: (&impl Engine, &Chain),
         header: &[u8; 12],
-        head: &[u8; HEAD],
+        head: &Head,
     ) -> bool {
         let target = (&to.0.core().batch, to.1);
         self.core().batch.pass_whole(chain, rest, target, header, head)

@@ -1,8 +1,10 @@
 //! A first look at what a guest sends: enough to decide where each frame goes, before any of it is copied.
 
+use zerocopy::IntoBytes;
+
 use super::header::Header;
 use crate::memory::frames::{MAX_SEGMENTS, SEGMENT_SIZE};
-use crate::virtq::{Chain, Direction, Engine, HEAD, More, Ring, RingError, either};
+use crate::virtq::{Chain, Direction, Engine, HEAD, Head, More, Ring, RingError, either};
 
 /// Bytes of an Ethernet header.
 const MIN_LEN: usize = 14;
@@ -26,7 +28,7 @@ pub enum Flaw {
 /// frame's destination, whatever the guest makes of its memory meanwhile.
 #[derive(Debug, Clone, Copy)]
 pub struct Look {
-    head: [u8; HEAD],
+    head: Head,
     /// Bytes of the virtio-net header.
     skip: u8,
     flaw: Option<Flaw>,
@@ -39,7 +41,7 @@ impl Look {
     #[inline]
     #[must_use]
     pub fn head(&self) -> &[u8] {
-        &self.head[..HEAD.min(self.len())]
+        &self.head.as_bytes()[..HEAD.min(self.len())]
     }
 
     /// Bytes of the frame, as the guest sends it: not padded.
@@ -70,7 +72,7 @@ impl Look {
 
     /// [`Look::head`] with zeros behind a frame that is shorter.
     #[inline]
-    pub(super) fn padded_head(&self) -> &[u8; HEAD] {
+    pub(super) fn padded_head(&self) -> &Head {
         &self.head
     }
 
