@@ -3,6 +3,7 @@
 mod adaptive;
 mod device;
 mod dpdk_guest;
+mod generator;
 mod joined;
 mod nic;
 mod ovs;
@@ -27,6 +28,8 @@ pub const GENERATOR_CPU: usize = 0;
 /// A part of the suite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Part {
+    /// What the generator can do.
+    Generator,
     /// VM to VM throughput.
     Vm,
     /// VM to VM latency.
@@ -194,6 +197,7 @@ pub fn run_all(settings: &Settings) -> Result<Report> {
     for part in &settings.parts {
         eprintln!("== {part:?}");
         let sections = match part {
+            Part::Generator => generator::run(settings)?,
             Part::Vm => vm::throughput(settings)?,
             Part::Latency => vm::latencies(settings)?,
             Part::DpdkGuest => dpdk_guest::throughput(settings)?,
