@@ -1,4 +1,16 @@
-//! What the benches share: frames to measure with.
+//! What the benches and the load generator share.
+//!
+//! The generator is a vhost-user front-end with drivers of its own. A guest that is as fast as it can be costs as much a frame as a
+//! fast device, and the two cannot be told apart; this one costs a fraction, and counts how often the device was the one to wait for.
+
+pub mod driver;
+pub mod flood;
+pub mod frames;
+pub mod joined;
+pub mod latency;
+pub mod port;
+pub mod suite;
+pub mod verify;
 
 /// The beginning of an Ethernet frame with IPv4 and UDP headers, 60 bytes; `flow` chooses the source address and port.
 #[must_use]

@@ -63,6 +63,7 @@ pub(super) fn check(raw: Raw, activated: &Activated) -> Result<Config, ConfigErr
         state_dir: raw
             .state_dir
             .map_or_else(|| DEFAULT_STATE_DIR.into(), |given| given.value),
+        ring_dir: raw.ring_dir.map(|given| given.value),
         sessions: raw.sessions.map_or(Ok(DEFAULT_SESSIONS), |given| {
             in_range(given.value, 1024usize, 1 << 24, &given.origin)
         })?,

@@ -128,6 +128,13 @@ pub(super) struct Cli {
     #[arg(long, value_name = "DIR", help_heading = "Daemon")]
     pub state_dir: Option<PathBuf>,
 
+    /// Folder in which each port keeps where its packed rings stand, for after a restart or crash [default: beside each socket]
+    ///
+    /// The file is the port's NAME.rings there, and PATH.rings beside a socket PATH; it is made when a guest with packed rings
+    /// connects. Example: --ring-dir /run/vnic
+    #[arg(long, value_name = "DIR", help_heading = "Daemon")]
+    pub ring_dir: Option<PathBuf>,
+
     /// TOML file with the same names as these options; the command line wins
     ///
     /// Ports are tables [[port]] (name, socket, mac, queues, vlan, trunk) and NICs tables [[nic]] (name, id, queues,
@@ -167,6 +174,7 @@ impl Cli {
             cpus: given(self.cpus, "--cpus"),
             control: given(self.control, "--control"),
             state_dir: given(self.state_dir, "--state-dir"),
+            ring_dir: given(self.ring_dir, "--ring-dir"),
             sessions: given(self.sessions, "--sessions"),
             frames: given(self.frames, "--frames"),
             allow_default_route_nic: self.allow_default_route_nic.then_some(true),

@@ -64,6 +64,8 @@ pub struct Config {
     pub control: PathBuf,
     /// Folder of the hash key.
     pub state_dir: PathBuf,
+    /// Folder of the files that keep where packed rings stand; `None`: beside each port's socket.
+    pub ring_dir: Option<PathBuf>,
     /// Sessions that the table can hold.
     pub sessions: usize,
     /// Chunks (4096 bytes) of frame memory; `None`: the daemon computes what its rings need.

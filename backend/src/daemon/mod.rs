@@ -1,6 +1,7 @@
 //! The daemon: one thread that sets everything up, then waits for front-ends, operators, workers, carriers and signals, and never
 //! for one of them alone.
 
+mod cursors;
 mod events;
 mod links;
 mod log_budget;
@@ -11,6 +12,7 @@ mod report;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +35,7 @@ use crate::host::channels::ChannelsGuard;
 use crate::host::notify::Notifier;
 use crate::host::{activation, cpus, hash_key, kernel, memory, privileges, socket};
 use crate::vhost::{Device, DeviceConfig, QueueNum};
+use cursors::Cursors;
 use events::{Events, Source};
 use links::HostLinks;
 use nic::NicRuntime;
@@ -201,6 +204,8 @@ impl Daemon {
                 max_queue_pairs: config.queue_pairs,
                 queue_num_as: QueueNum::default(),
             });
+            let path = socket_path(&config.endpoint, &entrance);
+            let cursors = Cursors::new(self.config.ring_dir.as_deref(), &config.name, path.as_deref());
             let mut port = PortRuntime::new(
                 state,
                 endpoint_text(&config.endpoint, &entrance),
@@ -208,6 +213,7 @@ impl Daemon {
                 config.vlan.clone(),
                 device,
                 entrance,
+                cursors,
             );
             if let Some(stream) = stream {
                 port.adopt(stream)
@@ -453,15 +459,23 @@ fn take(port: &str, fd: RawFd, origin: Origin) -> Result<(Entrance, Option<UnixS
 }
 
 fn endpoint_text(endpoint: &Endpoint, entrance: &Entrance) -> String {
-    let bound = entrance
-        .listener()
-        .and_then(|listener| listener.local_addr().ok());
-    if let Some(path) = bound.as_ref().and_then(|address| address.as_pathname()) {
+    if let Some(path) = socket_path(endpoint, entrance) {
         return path.display().to_string();
     }
     match endpoint {
         Endpoint::Socket(path) => path.display().to_string(),
         Endpoint::Fd(fd) | Endpoint::Activated(fd) => format!("fd {fd}"),
+    }
+}
+
+/// Where the socket is that front-ends connect to, if it has a path.
+fn socket_path(endpoint: &Endpoint, entrance: &Entrance) -> Option<PathBuf> {
+    match endpoint {
+        Endpoint::Socket(path) => Some(path.clone()),
+        Endpoint::Fd(_) | Endpoint::Activated(_) => {
+            let bound = entrance.listener()?.local_addr().ok()?;
+            bound.as_pathname().map(Path::to_owned)
+        }
     }
 }
 

@@ -128,7 +128,7 @@ impl Driver {
     }
 
     pub(crate) fn packed(&self) -> PackedRing {
-        PackedRing::new(&self.spec).unwrap()
+        PackedRing::new(&self.spec, None).unwrap()
     }
 
     /// The base of a ring that has used all that it took, once [`Driver::used`] has seen it.
