@@ -11,7 +11,7 @@ use super::chain::{Chain, Direction};
 use super::cursors::{CursorSlot, Keeping};
 use super::engine::{Core, Engine, More};
 use super::packed_layout::{PackedParts, Position, UsedElement, Wish};
-use super::walk::{DESC_F_INDIRECT, DESC_F_NEXT, Stop, WALK_BUDGET, Walk};
+use super::walk::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Stop, WALK_BUDGET, Walk};
 use super::{MAX_INDIRECT_CHAIN, RingError, RingSpec};
 
 /// A packed virtqueue (virtio 1.2, 2.8), device side, with its pointers resolved.
@@ -168,6 +168,22 @@ impl PackedRing {
         }
         if self.core.batch.is_full() {
             return Ok(Taken::NoRoom);
+        }
+        // Most chains are one buffer.
+        if flags & (DESC_F_NEXT | DESC_F_INDIRECT) == 0
+            && (flags & DESC_F_WRITE != 0) == (direction == Direction::Writable)
+        {
+            let fields = self.parts.fields(here.index);
+            if self
+                .core
+                .batch
+                .push_lone(fields.id, fields.addr, fields.len, direction)
+            {
+                *walked += 1;
+                self.next_avail = here.ahead(1, self.parts.size);
+                self.outstanding += 1;
+                return Ok(Taken::Chain);
+            }
         }
         let walk = if flags & DESC_F_INDIRECT == 0 {
             self.walk_direct(flags, direction, walked)
@@ -372,6 +388,11 @@ impl Engine for PackedRing {
         }
         self.next_used = self.next_used.ahead(chain.entries, self.parts.size);
         self.staged += chain.entries;
+    }
+
+    #[inline]
+    fn forget(&mut self) {
+        self.core.batch.clear();
     }
 
     #[inline]
