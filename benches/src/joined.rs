@@ -12,7 +12,7 @@ use vnic_dataplane::engine::{Engine, EngineConfig, Poll};
 use vnic_dataplane::fabric::{self, Nic, NicQueue, NicState, PortState, QueuePair};
 use vnic_dataplane::memory::frames::FrameMemory;
 use vnic_dataplane::memory::guest::{GuestMemory, RegionSpec};
-use vnic_dataplane::nic::memory;
+use vnic_dataplane::nic::{SinkTx, memory};
 use vnic_dataplane::virtq::{self, RingSpec};
 use vnic_lb::balancer::{Balancer, BalancerConfig};
 use vnic_lb::limits::{SessionLimits, Timeouts};
@@ -328,7 +328,7 @@ fn balancer(plan: &JoinedPlan) -> Arc<Balancer> {
 /// A NIC that swallows what it is given.
 fn nic(index: u8, memory: &Arc<FrameMemory>) -> Arc<Nic> {
     let (rx, ..) = memory::pair(index, memory, 1);
-    let tx = memory::sink(index, memory, NIC_DEPTH);
+    let tx = SinkTx::new(index, memory, NIC_DEPTH);
     Arc::new(Nic {
         state: Arc::new(NicState {
             index,
