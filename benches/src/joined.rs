@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use vnic_dataplane::counters::PerWorker;
-use vnic_dataplane::engine::{Engine, EngineConfig, Poll};
+use vnic_dataplane::engine::{Engine, EngineConfig, Poll, SleepIn};
 use vnic_dataplane::fabric::{self, Nic, NicQueue, NicState, PortState, QueuePair};
 use vnic_dataplane::memory::frames::FrameMemory;
 use vnic_dataplane::memory::guest::{GuestMemory, RegionSpec};
@@ -238,6 +238,7 @@ impl Host {
             workers: 1,
             cpus: vec![plan.cpu],
             poll: Poll::Busy,
+            sleep_in: SleepIn::Auto,
         };
         let engine = Engine::start(&config, memory, Arc::clone(&balancer))?;
         let views = guests
