@@ -21,6 +21,7 @@ use vnic_lb::{Clock, Millis};
 use crate::counters::{PerWorker, WorkerCounters};
 use crate::fabric::{Fabric, MAX_PORTS, MAX_QUEUE_PAIRS, Nic, Port, PortIndex};
 use crate::memory::frames::FrameMemory;
+use crate::memory::prefer_huge_pages;
 use crate::virtq::RingError;
 use crate::worker::{self, Waiter};
 
@@ -166,6 +167,7 @@ impl Engine {
         balancer: Arc<Balancer>,
     ) -> Result<Engine, EngineError> {
         let workers = config.workers.max(1);
+        prefer_huge_pages(balancer.table_addresses());
         let eventfd = || EventFd::new(EFD_NONBLOCK).map_err(EngineError::EventFd);
         let shared = Arc::new(SharedState {
             fabric: ArcSwap::from_pointee(Fabric::empty(workers)),
