@@ -8,11 +8,11 @@ use anyhow::{Context, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use vnic_dataplane::counters::PerWorker;
-use vnic_dataplane::engine::{Engine, EngineConfig, Poll};
+use vnic_dataplane::engine::{Engine, EngineConfig, Poll, SleepIn};
 use vnic_dataplane::fabric::{self, Nic, NicQueue, NicState, PortState, QueuePair};
 use vnic_dataplane::memory::frames::FrameMemory;
 use vnic_dataplane::memory::guest::{GuestMemory, RegionSpec};
-use vnic_dataplane::nic::memory;
+use vnic_dataplane::nic::{SinkTx, memory};
 use vnic_dataplane::virtq::{self, RingSpec};
 use vnic_lb::balancer::{Balancer, BalancerConfig};
 use vnic_lb::limits::{SessionLimits, Timeouts};
@@ -238,6 +238,7 @@ impl Host {
             workers: 1,
             cpus: vec![plan.cpu],
             poll: Poll::Busy,
+            sleep_in: SleepIn::Auto,
         };
         let engine = Engine::start(&config, memory, Arc::clone(&balancer))?;
         let views = guests
@@ -334,7 +335,7 @@ fn balancer(plan: &JoinedPlan) -> Arc<Balancer> {
 /// A NIC that swallows what it is given.
 fn nic(index: u8, memory: &Arc<FrameMemory>) -> Arc<Nic> {
     let (rx, ..) = memory::pair(index, memory, 1);
-    let tx = memory::sink(index, memory, NIC_DEPTH);
+    let tx = SinkTx::new(index, memory, NIC_DEPTH);
     Arc::new(Nic {
         state: Arc::new(NicState {
             index,

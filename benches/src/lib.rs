@@ -33,6 +33,16 @@ pub fn udp_frame(flow: u32) -> [u8; 60] {
     frame
 }
 
+/// The same with TCP; `flags` as in byte 13 of its header.
+#[must_use]
+pub fn tcp_frame(flow: u32, flags: u8) -> [u8; 60] {
+    let mut frame = udp_frame(flow);
+    frame[23] = 6;
+    frame[38..60].fill(0);
+    (frame[46], frame[47]) = (0x50, flags);
+    frame
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,5 +54,10 @@ mod tests {
             (0..1000).map(|flow| *parse(&udp_frame(flow)).key()).collect();
         assert_eq!(keys.len(), 1000);
         assert_eq!(parse(&udp_frame(7)).class(), Class::Session);
+        let syn = parse(&tcp_frame(7, 2));
+        assert_eq!(
+            (syn.class(), syn.protocol(), syn.tcp_flags()),
+            (Class::Session, Some(6), 2)
+        );
     }
 }

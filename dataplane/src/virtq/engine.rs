@@ -123,6 +123,13 @@ pub(crate) trait Engine {
         self.core().batch.read(cursor, out)
     }
 
+    /// Copies the bytes of a chain from `skip` on, as many as `out` takes: at once, if the chain is of one descriptor and has them.
+    /// `false`, and nothing done, if not.
+    #[inline(always)]
+    fn read_whole(&self, chain: &Chain, skip: usize, out: &mut [u8]) -> bool {
+        self.core().batch.read_whole(chain, skip, out)
+    }
+
     /// Writes bytes from the cursor on, across descriptors and chains. Returns how many there was room for.
     #[inline]
     fn write(&self, cursor: &mut Cursor, bytes: &[u8]) -> usize {

@@ -113,10 +113,12 @@ impl Bucket {
         self.signatures[0].load(Relaxed)
     }
 
-    /// Brings the entry of a lane into the cache.
+    /// Brings the entry of a lane into the cache, or the header if it is no lane.
     #[inline]
     pub(super) fn touch_entry(&self, lane: usize) -> u64 {
-        self.entries.get(lane).map_or(0, |entry| entry.meta.load(Relaxed))
+        self.entries
+            .get(lane)
+            .map_or_else(|| self.touch_header(), |entry| entry.meta.load(Relaxed))
     }
 
     /// One of the lanes that carry a signature.

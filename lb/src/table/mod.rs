@@ -12,6 +12,7 @@ mod meta;
 mod tests;
 
 use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -31,6 +32,7 @@ use crate::state::Timer;
 
 /// Keys that one batch lookup takes: a worker's burst. More than a core has outstanding reads gain nothing.
 pub const BATCH: usize = 32;
+const _: () = assert!(BATCH <= 32, "a bit each in `lookup_batch`");
 
 /// Entries per hundred lanes that the table is sized for; beyond, insertions begin to fail now and then.
 const FILL_PERCENT: usize = 91;
@@ -156,6 +158,14 @@ impl SessionTable {
         size_of_val(&*self.buckets)
     }
 
+    /// The addresses that the table occupies, for whoever can put them on huge pages: the table is far larger than what a
+    /// processor translates with small ones at hand.
+    #[must_use]
+    pub fn addresses(&self) -> Range<usize> {
+        let buckets = self.buckets.as_ptr_range();
+        buckets.start.addr()..buckets.end.addr()
+    }
+
     #[inline]
     fn hash(&self, key: &SessionKey) -> u64 {
         rapidhash_v3_micro_inline::<true, false>(&key.bytes(), &self.secrets)
@@ -254,19 +264,29 @@ impl SessionTable {
         for probe in probes.iter() {
             touched ^= self.buckets[probe.bucket].touch_header();
         }
-        let mut elsewhere = false;
-        for (probe, lookup) in probes.iter_mut().zip(lookups.iter()) {
+        // A bit for each probe that goes on to its second bucket.
+        let mut elsewhere = 0u32;
+        for (at, (probe, lookup)) in probes.iter_mut().zip(lookups.iter()).enumerate() {
             let first = &self.buckets[probe.bucket];
             probe.candidate = first.candidate(signature(lookup.hash));
             // Most buckets have sent nobody away, so most misses end here.
-            elsewhere |= probe.candidate.is_none() && first.overflow.load(Relaxed) != 0;
+            if probe.candidate.is_none() && first.overflow.load(Relaxed) != 0 {
+                probe.bucket = self.place(lookup.hash).second;
+                elsewhere |= 1 << at;
+            }
         }
-        // In a loop of its own, so that few instructions are between two reads and more of them are under way at once.
+        // In a loop of its own, so that few instructions are between two reads and more of them are under way at once. Without a
+        // candidate it is the header that comes, of the second bucket perhaps.
         for probe in probes.iter() {
             touched ^= self.buckets[probe.bucket].touch_entry(usize::from(probe.candidate.lane));
         }
-        if elsewhere {
-            touched ^= self.follow_overflow(probes, lookups);
+        while elsewhere != 0 {
+            let at = elsewhere.trailing_zeros() as usize;
+            elsewhere &= elsewhere - 1;
+            let (probe, lookup) = (&mut probes[at], &lookups[at]);
+            let second = &self.buckets[probe.bucket];
+            probe.candidate = second.candidate(signature(lookup.hash));
+            touched ^= second.touch_entry(usize::from(probe.candidate.lane));
         }
         std::hint::black_box(touched);
         for ((item, lookup), probe) in items.iter().zip(lookups.iter_mut()).zip(probes) {
@@ -288,27 +308,6 @@ impl SessionTable {
     #[inline(never)]
     fn look_again(&self, key: &SessionKey, lookup: &mut Lookup) {
         lookup.hit = self.find_at(self.place(lookup.hash), key);
-    }
-
-    /// Points the probes that found nothing where their bucket has sent entries away to their second bucket.
-    #[cold]
-    #[inline(never)]
-    fn follow_overflow(&self, probes: &mut [Probe], lookups: &[Lookup; BATCH]) -> u64 {
-        let mut touched = 0;
-        for (probe, lookup) in probes.iter_mut().zip(lookups) {
-            if probe.candidate.is_none() && self.buckets[probe.bucket].overflow.load(Relaxed) != 0 {
-                probe.bucket = self.place(lookup.hash).second;
-                touched ^= self.buckets[probe.bucket].touch_header();
-            }
-        }
-        for (probe, lookup) in probes.iter_mut().zip(lookups) {
-            if probe.candidate.is_none() {
-                let bucket = &self.buckets[probe.bucket];
-                probe.candidate = bucket.candidate(signature(lookup.hash));
-                touched ^= bucket.touch_entry(usize::from(probe.candidate.lane));
-            }
-        }
-        touched
     }
 
     /// Charges frames to an entry and restarts its timer.

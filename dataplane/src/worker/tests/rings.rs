@@ -36,7 +36,7 @@ fn a_broken_ring_is_reported_once_and_the_others_run() {
         // Guest TX: the driver claims more than a ring's worth.
         let before = lab.guests[0].tx.avail_idx;
         lab.guests[0].tx.set_avail(before.wrapping_add(1000));
-        lab.guests[0].kick(before);
+        lab.guests[0].kick(before.into());
         match lab.event() {
             Event::RingBroken { port, ring, error } => {
                 assert_eq!((port, ring), (0, 1));
