@@ -219,7 +219,9 @@ fn send<'m, R: DriverRing<'m>>(port: &mut Port<'m, R>, counts: &mut Counts) -> R
 /// Keeps the receiving ring filled with room.
 #[inline]
 fn receive<'m, R: DriverRing<'m>>(port: &mut Port<'m, R>, counts: &mut Counts) -> Result<bool> {
-    counts.received += u64::from(port.rx.completed()?);
+    let first = port.rx.position();
+    let count = port.rx.completed()?;
+    counts.received += u64::from(port.frames_in(first, count)?);
     let room = port.rx.size() - port.rx.outstanding();
     counts.dry += u64::from(room == port.rx.size());
     if room < BURST.min(port.rx.size()) {

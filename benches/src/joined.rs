@@ -195,7 +195,7 @@ fn timed_with<K: RingKind>(plan: &JoinedPlan, to: Destination, work: impl FnOnce
                     flows: plan.sessions,
                     sizes: vec![size],
                 };
-                Guest::new(plan, sends, None)
+                Guest::new(plan, sends, None, None)
             });
             (guests.collect::<Result<Vec<_>>>()?, |counts| counts.received)
         }
@@ -288,17 +288,23 @@ fn guest(plan: &JoinedPlan, index: u8) -> Result<Guest> {
         flows,
         sizes: vec![MIN_FRAME],
     };
-    Guest::new(plan, sends, Some(STRIDE))
+    Guest::new(plan, sends, Some(STRIDE), None)
 }
 
 impl Guest {
-    fn new(plan: &JoinedPlan, sends: Traffic, stride: Option<u32>) -> Result<Guest> {
+    fn new(
+        plan: &JoinedPlan,
+        sends: Traffic,
+        stride: Option<u32>,
+        receive_buffer: Option<u32>,
+    ) -> Result<Guest> {
         let mac = sends.from;
         let port = PortPlan {
             packed: plan.packed,
             in_order: false,
             queue_size: plan.queue_size,
             receives: sends.longest(),
+            receive_buffer,
             sends,
             stride,
             pages: Pages::HugeIfFree,
@@ -416,7 +422,7 @@ mod tests {
     }
 
     /// As many frames as the ring has descriptors, and more, so that these are rewritten.
-    fn exchange<K: RingKind>(packed: bool, frames: u32, sizes: &[u32]) {
+    fn exchange<K: RingKind>(packed: bool, frames: u32, sizes: &[u32], receive_buffer: Option<u32>) {
         let plan = plan(packed, 0);
         let guests = [(0, 1), (1, 0)].map(|(from, to)| {
             let sends = Traffic {
@@ -427,7 +433,10 @@ mod tests {
                 first_flow: 0,
                 sizes: sizes.to_vec(),
             };
-            (Guest::new(&plan, sends.clone(), None).unwrap(), sends)
+            (
+                Guest::new(&plan, sends.clone(), None, receive_buffer).unwrap(),
+                sends,
+            )
         });
         let traffic = guests.each_ref().map(|(_, sends)| sends.clone());
         let guests = guests.map(|(guest, _)| guest);
@@ -447,8 +456,21 @@ mod tests {
             (1000, &[1514]),
             (300, &[9014, 60]),
         ] {
-            exchange::<Split>(false, frames, sizes);
-            exchange::<Packed>(true, frames, sizes);
+            exchange::<Split>(false, frames, sizes, None);
+            exchange::<Packed>(true, frames, sizes, None);
+        }
+    }
+
+    /// A frame of 9014 bytes takes 5 buffers of 2048 and 18 of 512; one of 60 fills one of 72 bytes to its end.
+    #[test]
+    fn frames_arrive_in_several_buffers() {
+        for (buffer, sizes) in [
+            (2048, &[9014][..]),
+            (512, &[9014, 60, 1514]),
+            (72, &[60, 61, 200]),
+        ] {
+            exchange::<Split>(false, 256, sizes, Some(buffer));
+            exchange::<Packed>(true, 256, sizes, Some(buffer));
         }
     }
 }

@@ -64,6 +64,7 @@ fn flood<K: RingKind>(settings: &Settings, flows: u32, packed: bool) -> Result<f
             sizes: vec![MIN_FRAME],
         },
         receives: MIN_FRAME,
+        receive_buffer: None,
         stride: None,
         pages: Pages::HugeIfFree,
     };

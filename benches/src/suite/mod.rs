@@ -18,6 +18,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde_json::Value;
 use vnic_tests::process::run;
+use vnic_tests::sys::interrupted;
 
 use device::Device;
 use report::{Report, Section};
@@ -146,6 +147,7 @@ fn undisturbed(who: &'static str, share: f64) -> Result<(), Disturbed> {
 
 /// Measures again while the outcome is [`Disturbed`], a few times.
 fn patiently<T>(mut measure: impl FnMut() -> Result<T>) -> Result<T> {
+    anyhow::ensure!(!interrupted(), "interrupted");
     let mut outcome = measure();
     for _ in 0..REPEATS {
         match &outcome {
@@ -205,6 +207,8 @@ pub fn run_all(settings: &Settings) -> Result<Report> {
             Part::Joined => joined::run(settings)?,
             Part::Nic => nic::run(settings)?,
         };
+        // Nothing is written that is only half measured.
+        anyhow::ensure!(!interrupted(), "interrupted");
         for section in &sections {
             eprintln!("\n{}", section.markdown());
         }
