@@ -105,11 +105,21 @@ fn scattered(count: u32) -> impl Iterator<Item = u32> + Clone {
     })
 }
 
-/// A burst of frames of `flows`, parsed.
+/// A burst of frames of `flows`, parsed. All are written before the first is read, as a worker copies a burst first.
 fn collect(balancer: &Balancer, burst: &mut Burst, flows: &mut impl Iterator<Item = u32>) {
+    collect_frames(balancer, burst, flows.take(BURST).map(udp_frame));
+}
+
+fn collect_frames(balancer: &Balancer, burst: &mut Burst, frames: impl Iterator<Item = [u8; 60]>) {
     burst.clear();
-    for flow in flows.take(BURST) {
-        balancer.collect(burst, &black_box(udp_frame(flow)), 60);
+    let mut written = [[0; 60]; BURST];
+    let count = written
+        .iter_mut()
+        .zip(frames)
+        .map(|(slot, frame)| *slot = frame)
+        .count();
+    for frame in &black_box(&written)[..count] {
+        balancer.collect(burst, frame, 60);
     }
 }
 
@@ -245,10 +255,8 @@ fn flood(criterion: &mut Criterion) {
     let (mut burst, mut choices) = (Burst::with_capacity(BURST), Vec::with_capacity(BURST));
     let mut flows = scattered(1_000_000).cycle();
     let mut turn = || {
-        burst.clear();
-        for flow in flows.by_ref().take(BURST) {
-            balancer.collect(&mut burst, &black_box(tcp_frame(flow, SYN)), 60);
-        }
+        let syns = flows.by_ref().take(BURST).map(|flow| tcp_frame(flow, SYN));
+        collect_frames(&balancer, &mut burst, syns);
         balancer.steer(0, 1, &burst, &mut choices);
         black_box(&choices);
     };
