@@ -395,10 +395,13 @@ impl Driver {
     }
 
     fn used_packed(&mut self) -> Option<(u16, u32)> {
-        let (_, len, id, flags) = self.ring_desc(self.place_of(self.last_used));
+        let place = self.place_of(self.last_used);
+        let flags = self.get_u16(DESC + 16 * u64::from(place) + 14);
         if flags & (AVAIL_FLAG | USED_FLAG) != self.flags(self.last_used, AVAIL_FLAG | USED_FLAG, 0) {
             return None;
         }
+        // After the flags, before which nothing else is sure to be there.
+        let (_, len, id, _) = self.ring_desc(place);
         assert_eq!(len > 0, flags & WRITE != 0, "WRITE says that the length counts");
         // An id that is not in use is what a hostile test made available.
         let entries = self.ids.remove(&id).unwrap_or(1);
