@@ -322,6 +322,34 @@ impl Driver {
         id
     }
 
+    /// Makes descriptors (address, length, flags but those that make them available) available as they are. Split: each goes on, if it
+    /// does, at the next, the last at the first.
+    pub(crate) fn offer_raw(&mut self, descs: &[(u64, u32, u16)]) {
+        if self.spec.packed {
+            for &(addr, len, flags) in descs {
+                let available = self.flags(self.next_desc, AVAIL_FLAG, USED_FLAG);
+                let place = self.place_of(self.next_desc);
+                self.desc(place, addr, len, place, flags | available);
+                self.next_desc += 1;
+            }
+            return;
+        }
+        let count = u16::try_from(descs.len()).unwrap();
+        for (at, &(addr, len, flags)) in (0..).zip(descs) {
+            self.desc(at, addr, len, flags, (at + 1) % count);
+        }
+        self.offer_head(0);
+    }
+
+    /// Writes a descriptor of an indirect table.
+    pub(crate) fn put_table(&self, table: u64, index: u16, addr: u64, len: u32, flags: u16) {
+        let (third, fourth) = match self.spec.packed {
+            true => (0, flags),
+            false => (flags, index + 1),
+        };
+        self.put_desc(table, index, addr, len, third, fourth);
+    }
+
     /// Where the next chain goes, as a count: see [`Driver::wants_kick`].
     pub(crate) fn offered(&self) -> u32 {
         match self.spec.packed {

@@ -29,6 +29,8 @@ struct Queue {
     ring: Ring,
     kick: EventFd,
     call: EventFd,
+    /// Written by the device when it finds the ring broken.
+    error: EventFd,
     /// Buffers that the device does not have.
     free: Vec<u16>,
 }
@@ -148,6 +150,22 @@ impl Device {
         Ok(Some(bytes.split_off(HEADER)))
     }
 
+    /// Claims to have made more buffers available than the sending ring of a queue pair has.
+    ///
+    /// # Errors
+    /// Those of eventfds.
+    pub fn break_sending_ring(&mut self, pair: usize) -> Result<()> {
+        let queue = &mut self.queues[2 * pair + 1];
+        queue.ring.claim_too_many(&self.memory)?;
+        Ok(queue.kick.write(1)?)
+    }
+
+    /// Whether the device has said that the sending ring of a queue pair is broken.
+    #[must_use]
+    pub fn was_told_of_broken_ring(&self, pair: usize) -> bool {
+        self.queues[2 * pair + 1].error.read().is_ok()
+    }
+
     /// Sleeps until a receiving ring may have frames, or the time is over.
     ///
     /// # Errors
@@ -188,6 +206,7 @@ fn start(frontend: &mut Frontend, memory: &GuestMemoryMmap, index: usize) -> Res
         ring: Ring::new(GuestAddress(FOOTPRINT * u64::try_from(index)?), receives),
         kick: EventFd::new(EFD_NONBLOCK)?,
         call: EventFd::new(EFD_NONBLOCK)?,
+        error: EventFd::new(EFD_NONBLOCK)?,
         free: Vec::new(),
     };
     for id in 0..SIZE {
@@ -212,6 +231,7 @@ fn start(frontend: &mut Frontend, memory: &GuestMemoryMmap, index: usize) -> Res
         },
     )?;
     frontend.set_vring_call(index, &queue.call)?;
+    frontend.set_vring_err(index, &queue.error)?;
     frontend.set_vring_kick(index, &queue.kick)?;
     Ok(queue)
 }
