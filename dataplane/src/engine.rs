@@ -14,13 +14,14 @@ use crossbeam_utils::CachePadded;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vnic_lb::Millis;
 use vnic_lb::balancer::Balancer;
 use vnic_lb::mac::Mac;
+use vnic_lb::{Clock, Millis};
 
 use crate::counters::{PerWorker, WorkerCounters};
 use crate::fabric::{Fabric, MAX_PORTS, MAX_QUEUE_PAIRS, Nic, Port, PortIndex};
 use crate::memory::frames::FrameMemory;
+use crate::memory::prefer_huge_pages;
 use crate::virtq::RingError;
 use crate::worker::{self, Waiter};
 
@@ -77,10 +78,14 @@ pub(crate) struct SharedState {
 }
 
 impl SharedState {
-    /// The clock of the session table: milliseconds since the start.
-    #[allow(clippy::cast_possible_truncation, reason = "Millis wraps by definition")]
-    pub(crate) fn now(&self) -> Millis {
-        self.started.elapsed().as_millis() as Millis
+    /// The balancer's clock: time since the start.
+    #[allow(clippy::cast_possible_truncation, reason = "both numbers wrap by definition")]
+    pub(crate) fn now(&self) -> Clock {
+        let micros = self.started.elapsed().as_micros();
+        Clock {
+            millis: (micros / 1000) as Millis,
+            micros: micros as u32,
+        }
     }
 
     pub(crate) fn acknowledge(&self, worker: usize, generation: u64) {
@@ -162,6 +167,7 @@ impl Engine {
         balancer: Arc<Balancer>,
     ) -> Result<Engine, EngineError> {
         let workers = config.workers.max(1);
+        prefer_huge_pages(balancer.table_addresses());
         let eventfd = || EventFd::new(EFD_NONBLOCK).map_err(EngineError::EventFd);
         let shared = Arc::new(SharedState {
             fabric: ArcSwap::from_pointee(Fabric::empty(workers)),
@@ -287,7 +293,7 @@ impl Engine {
     /// The time as the workers tell it to the balancer.
     #[must_use]
     pub fn now(&self) -> Millis {
-        self.shared.now()
+        self.shared.now().millis
     }
 
     /// The workers' counters of themselves.

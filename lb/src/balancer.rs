@@ -1,28 +1,56 @@
 //! The one face that `dataplane` calls: a burst of parsed frames in, a NIC for each out.
 
+mod admission;
+mod burst;
+mod control;
+mod explain;
+#[cfg(test)]
+mod flood_tests;
+mod note;
 #[cfg(test)]
 mod tests;
 mod turn;
 
-use std::sync::Arc;
+use std::cell::{OnceCell, RefCell};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::{Arc, Mutex};
 
+use arc_swap::ArcSwap;
+
+use self::admission::Admission;
+pub use self::burst::Burst;
+use self::control::Control;
+pub use self::explain::{Explanation, NicExplained, Reason};
 use self::turn::Turn;
-use crate::Millis;
 use crate::counters::AllCounters;
+use crate::in_flight::InFlight;
 use crate::key::SessionKey;
-use crate::nics::{AliveSet, NicIndex, NicInfo};
-use crate::parse::{Class, Parsed};
-use crate::policy::{HashPolicy, NewSession, NicLoad, Policy};
-use crate::slots::SlotTable;
+use crate::limits::{SessionLimits, Timeouts};
+use crate::nics::{AliveSet, NicIndex, NicInfo, NicSet, members};
+use crate::parse::Parsed;
+use crate::plan::{Plan, Planner};
+use crate::policy::{Algorithm, NewSession, SLOW_START_MS};
+use crate::signals::Signals;
 use crate::table::{BATCH, Listed, SessionTable, elapsed_ms};
+use crate::watch::AllNotes;
+use crate::{Clock, MAX_NICS, Millis, rebalance};
 
 /// How the balancer is set up; fixed at start except where a method says otherwise.
 #[derive(Debug, Clone)]
 pub struct BalancerConfig {
     /// NICs in the order of their [`NicIndex`].
     pub nics: Vec<NicInfo>,
+    /// Places new sessions; [`Balancer::set_policy`] changes it.
+    pub algorithm: Algorithm,
     /// Sessions that the table is sized for; its memory (about 80 bytes each) is allocated at once.
     pub session_capacity: usize,
+    /// Workers that will call [`Balancer::steer`] and [`Balancer::observe`]. A single one is spared atomic additions.
+    pub workers: usize,
+    /// When idle sessions are forgotten.
+    pub timeouts: Timeouts,
+    /// How many sessions may come.
+    pub limits: SessionLimits,
     /// Key of the slot hash, kept by the caller across restarts.
     pub hash_key: [u8; 16],
 }
@@ -34,6 +62,17 @@ pub struct Observed {
     pub parsed: Parsed,
     /// Bytes of the frame, without virtio header and FCS.
     pub frame_len: u32,
+    /// Timestamp value and echo of a TCP segment, by which `adaptive` measures round trips; zeros if there is none or
+    /// nobody asks: see [`Balancer::collect`].
+    pub timestamps: [u32; 2],
+}
+
+impl Observed {
+    const EMPTY: Observed = Observed {
+        parsed: Parsed::EMPTY,
+        frame_len: 0,
+        timestamps: [0; 2],
+    };
 }
 
 /// One session, as an operator lists it.
@@ -66,51 +105,72 @@ pub struct BalancerStats {
     pub expired: u64,
     /// Sessions moved because their NIC was not alive.
     pub repinned: u64,
+    /// Sessions that `adaptive` moved to even out the NICs.
+    pub moved: u64,
     /// Frames forwarded without a session because their buckets were full (or held by another worker for long).
     pub table_full: u64,
+    /// TCP sessions that have not finished their handshake, now; part of `sessions`.
+    pub half_open: u64,
+    /// Fragmented datagrams whose NIC is remembered, now; not part of `sessions`.
+    pub fragments: u64,
+    /// Frames forwarded without a session because of [`SessionLimits::half_open`].
+    pub half_open_full: u64,
+    /// Frames forwarded without a session because of [`SessionLimits::new_per_second`].
+    pub new_capped: u64,
+    /// First fragments that left no word for the later ones because of [`SessionLimits::fragments`].
+    pub fragments_full: u64,
 }
 
 /// Chooses NICs for frames and keeps the sessions' pins. Shared by all workers.
 pub struct Balancer {
-    nics: Vec<NicInfo>,
     alive: AliveSet,
-    slots: SlotTable,
-    policy: Box<dyn Policy>,
+    /// Whether `adaptive` is in force, so that bursts are measured.
+    measuring: AtomicBool,
+    /// NICs in slow start, and since when.
+    warming: AtomicU32,
+    returned: [AtomicU32; MAX_NICS],
+    plan: ArcSwap<Plan>,
     table: SessionTable,
+    admission: Admission,
     counters: AllCounters,
+    signals: Signals,
+    in_flight: InFlight,
+    notes: AllNotes,
+    /// Ticks of the clock for which a session must have paused before it may move.
+    move_gap_ms: AtomicU32,
+    /// Whoever changes something holds it; no worker does.
+    control: Mutex<Control>,
 }
 
 impl Balancer {
     /// Allocates the session table and builds the slot table. NICs beyond [`crate::MAX_NICS`] are left out. No NIC is
-    /// alive until health code says so: see [`Balancer::alive`].
+    /// alive until health code says so: see [`Balancer::set_alive`].
     #[must_use]
     pub fn new(config: &BalancerConfig) -> Arc<Balancer> {
+        let mut planner = Planner::new(config.algorithm, &config.nics, config.hash_key);
+        let plan = planner.plan(None);
+        let table = SessionTable::new(config.session_capacity, config.workers, &config.timeouts);
         Arc::new(Balancer {
-            nics: config.nics.iter().take(crate::MAX_NICS).cloned().collect(),
             alive: AliveSet::default(),
-            slots: SlotTable::new(&config.nics, &config.hash_key),
-            policy: Box::new(HashPolicy),
-            table: SessionTable::new(config.session_capacity),
+            measuring: AtomicBool::new(config.algorithm == Algorithm::Adaptive),
+            warming: AtomicU32::new(0),
+            returned: Default::default(),
+            plan: ArcSwap::from_pointee(plan),
+            admission: Admission::new(&config.limits, table.lanes()),
+            table,
             counters: AllCounters::new(),
+            signals: Signals::new(),
+            in_flight: InFlight::default(),
+            notes: AllNotes::new(),
+            move_gap_ms: AtomicU32::new(rebalance::gap_ms(0.0)),
+            control: Mutex::new(Control::new(planner)),
         })
     }
 
-    /// Which NICs are alive; health code stores to it, every burst reads it.
+    /// Which NICs are alive; every burst reads it. Health code stores to it by [`Balancer::set_alive`].
     #[must_use]
     pub fn alive(&self) -> &AliveSet {
         &self.alive
-    }
-
-    /// The NICs, in the order of their index.
-    #[must_use]
-    pub fn nics(&self) -> &[NicInfo] {
-        &self.nics
-    }
-
-    /// Name of the algorithm that new sessions are placed by.
-    #[must_use]
-    pub fn algorithm(&self) -> &'static str {
-        self.policy.name()
     }
 
     /// Bytes that the session table occupies.
@@ -119,11 +179,33 @@ impl Balancer {
         self.table.memory_bytes()
     }
 
+    /// The addresses that the session table occupies: they should be on huge pages.
+    #[must_use]
+    pub fn table_addresses(&self) -> std::ops::Range<usize> {
+        self.table.addresses()
+    }
+
+    /// Adds a frame of `frame_len` bytes that begins with `head` to a burst, with all that the balancer needs to know of it.
+    #[inline]
+    pub fn collect<'b>(&self, burst: &'b mut Burst, head: &[u8], frame_len: u32) -> &'b Parsed {
+        burst.push(head, frame_len, self.measuring.load(Relaxed))
+    }
+
     /// Frames from guests, towards NICs: `out[i]` becomes the NIC of `frames[i]`, or `None` when no NIC is alive.
     /// What was in `out` is dropped; it does not allocate once its capacity is that of a burst.
-    pub fn steer(&self, worker: usize, now: Millis, frames: &[Observed], out: &mut Vec<Option<NicIndex>>) {
+    ///
+    /// `now` may be [`Millis`]; only a [`Clock`] with microseconds lets `adaptive` measure latency in passing.
+    pub fn steer(
+        &self,
+        worker: usize,
+        now: impl Into<Clock>,
+        frames: &[Observed],
+        out: &mut Vec<Option<NicIndex>>,
+    ) {
+        let now = now.into();
         out.clear();
-        for burst in frames.chunks(BATCH) {
+        out.resize(frames.len(), None);
+        for (burst, out) in frames.chunks(BATCH).zip(out.chunks_mut(BATCH)) {
             self.turn(worker, now).steer(burst, out);
         }
     }
@@ -131,16 +213,20 @@ impl Balancer {
     /// Frames from NICs, towards guests: creates and refreshes sessions. A new session's NIC is the policy's
     /// choice and not the one that the frame came by, which is the switch's affair; while no NIC is alive it is the
     /// slot's primary.
-    pub fn observe(&self, worker: usize, now: Millis, frames: &[Observed]) {
+    pub fn observe(&self, worker: usize, now: impl Into<Clock>, frames: &[Observed]) {
+        let now = now.into();
         for burst in frames.chunks(BATCH) {
             self.turn(worker, now).observe(burst);
         }
     }
 
-    /// Bounded upkeep (timers): called by any worker every turn or so; looks at no more than about `budget` entries.
-    pub fn upkeep(&self, now: Millis, budget: usize) {
-        let turn = self.turn(0, now);
-        self.table.expire(now, budget, &mut |meta| turn.expired(meta));
+    /// Forgets idle sessions: called by any worker in every turn. Does what is due, within bounds (some ten microseconds), and returns
+    /// whether more is due already.
+    #[inline]
+    pub fn upkeep(&self, now: impl Into<Clock>) -> bool {
+        let now = now.into();
+        self.table
+            .expire(now.millis, &mut |meta| self.turn(0, now).expired(meta))
     }
 
     /// Up to `limit` sessions, in no particular order.
@@ -160,31 +246,8 @@ impl Balancer {
 
     /// Live sessions pinned to each NIC.
     #[must_use]
-    pub fn sessions_per_nic(&self) -> [u64; crate::MAX_NICS] {
-        let mut sessions = [0; crate::MAX_NICS];
-        for (count, nic) in sessions.iter_mut().zip(0u8..) {
-            *count = self.counters.sessions(nic);
-        }
-        sessions
-    }
-
-    /// The slot of a frame and the NIC that it would leave by now. Changes nothing.
-    #[must_use]
-    pub fn explain(&self, parsed: &Parsed) -> Option<(u16, NicIndex)> {
-        let (slot, alive) = (self.slots.slot(parsed.key()), self.alive.snapshot());
-        let stored = match parsed.class() {
-            Class::LaterFragment => self.table.lookup(&parsed.fragment_key()).hit,
-            _ => parsed.session_key().and_then(|key| self.table.lookup(key).hit),
-        };
-        let pinned = stored
-            .map(|hit| hit.meta.nic())
-            .filter(|&nic| is_alive(alive, nic));
-        let nic = match (pinned, stored, parsed.class()) {
-            (Some(nic), ..) => Some(nic),
-            (None, None, Class::Session | Class::FirstFragment) => self.choose(parsed.key(), alive),
-            _ => self.slots.choose(slot, alive),
-        };
-        Some((slot, nic?))
+    pub fn sessions_per_nic(&self) -> [u64; MAX_NICS] {
+        self.counters.loads().sessions
     }
 
     /// Counters.
@@ -196,31 +259,39 @@ impl Balancer {
             created: self.counters.sum(|set| &set.created),
             expired: self.counters.sum(|set| &set.expired),
             repinned: self.counters.sum(|set| &set.repinned),
+            moved: self.counters.sum(|set| &set.moved),
             table_full: self.counters.sum(|set| &set.table_full),
+            half_open: self.admission.half_open(),
+            fragments: self.admission.fragments(),
+            half_open_full: self.counters.sum(|set| &set.half_open_full),
+            new_capped: self.counters.sum(|set| &set.new_capped),
+            fragments_full: self.counters.sum(|set| &set.fragments_full),
         }
     }
 
-    fn turn(&self, worker: usize, now: Millis) -> Turn<'_> {
+    fn turn(&self, worker: usize, now: Clock) -> Turn<'_> {
         Turn {
             balancer: self,
             counters: self.counters.of(worker),
             alive: self.alive.snapshot(),
-            now,
+            now: now.millis,
+            micros: now.micros,
+            notes: self.measuring.load(Relaxed).then(|| self.notes.of(worker)),
+            plan: OnceCell::new(),
+            loads: RefCell::new(None),
         }
     }
 
-    /// The policy's NIC for a new session.
-    fn choose(&self, key: &SessionKey, alive: u32) -> Option<NicIndex> {
-        self.policy.choose(&NewSession {
-            slot: self.slots.slot(key),
-            slots: &self.slots,
-            alive,
-            nics: &self.nics,
-            load: &self.counters,
-        })
+    /// NICs in slow start.
+    fn warming(&self, now: Millis) -> NicSet {
+        let since = |nic: NicIndex| elapsed_ms(now, self.returned[usize::from(nic)].load(Relaxed));
+        let warming = self.warming.load(Relaxed);
+        members(warming)
+            .filter(|&nic| since(nic) < SLOW_START_MS)
+            .fold(0, |set, nic| set | 1 << nic)
     }
 }
 
-const fn is_alive(alive: u32, nic: NicIndex) -> bool {
+const fn is_alive(alive: NicSet, nic: NicIndex) -> bool {
     alive >> (nic % 32) & 1 == 1
 }

@@ -1,6 +1,5 @@
 //! What a frame does to its session: which timer runs, and when a session starts anew.
 
-use crate::Millis;
 use crate::key::{Direction, proto};
 use crate::parse::tcp_flag;
 
@@ -46,20 +45,13 @@ impl Timer {
         self as u8
     }
 
-    pub(crate) fn from_number(number: u8) -> Timer {
-        TIMERS.get(usize::from(number)).copied().unwrap_or(Timer::Other)
+    /// All timers.
+    pub(crate) const fn all() -> [Timer; TIMERS.len()] {
+        TIMERS
     }
 
-    /// Idle time after which a session is forgotten.
-    #[must_use]
-    pub const fn idle_limit_ms(self) -> Millis {
-        match self {
-            Timer::TcpReset => 10_000,
-            Timer::TcpSyn | Timer::TcpClosing | Timer::UdpOneWay | Timer::Icmp | Timer::Fragment => 30_000,
-            Timer::Other => 60_000,
-            Timer::UdpTwoWay => 120_000,
-            Timer::TcpEstablished => 3_600_000,
-        }
+    pub(crate) fn from_number(number: u8) -> Timer {
+        TIMERS.get(usize::from(number)).copied().unwrap_or(Timer::Other)
     }
 }
 
@@ -68,20 +60,13 @@ impl Timer {
 pub struct Progress {
     /// Which timer runs.
     pub timer: Timer,
-    /// Ends that have spoken: a bit each, see `end_bit`.
+    /// Ends that have spoken: a bit each, [`Direction::AToB`]'s and [`Direction::BToA`]'s.
     pub spoke: u8,
     /// Ends that have sent FIN.
     pub closed: u8,
 }
 
 const BOTH_ENDS: u8 = 3;
-
-const fn end_bit(direction: Direction) -> u8 {
-    match direction {
-        Direction::AToB => 1,
-        Direction::BToA => 2,
-    }
-}
 
 /// Whether a frame may open a session. An RST closes one, so it is not worth an entry.
 pub(crate) const fn may_open(protocol: u8, tcp_flags: u8) -> bool {
@@ -105,20 +90,20 @@ impl Progress {
             _ => Timer::Other,
         };
         let closed = if tcp_flags & tcp_flag::FIN != 0 {
-            end_bit(direction)
+            direction.end_bit()
         } else {
             0
         };
         Progress {
             timer,
-            spoke: end_bit(direction),
+            spoke: direction.end_bit(),
             closed,
         }
     }
 
     /// The state after one more frame; `None` if the frame opens a new session under the old one's key.
     pub(crate) fn after(self, tcp_flags: u8, direction: Direction) -> Option<Progress> {
-        let end = end_bit(direction);
+        let end = direction.end_bit();
         let mut next = Progress {
             spoke: self.spoke | end,
             ..self
@@ -220,8 +205,9 @@ mod tests {
         let one = Progress::first(proto::UDP, 0, BToA);
         assert_eq!(one.after(0, BToA).unwrap().timer, Timer::UdpOneWay);
         assert_eq!(one.after(0, AToB).unwrap().timer, Timer::UdpTwoWay);
+        let timeouts = crate::limits::Timeouts::default();
         assert_eq!(
-            (one.timer.idle_limit_ms(), Timer::UdpTwoWay.idle_limit_ms()),
+            (timeouts.of(one.timer), timeouts.of(Timer::UdpTwoWay)),
             (30_000, 120_000)
         );
     }

@@ -24,6 +24,7 @@ use vnic_dataplane::engine::{Engine, EngineConfig, Event, Poll, SleepIn};
 use vnic_dataplane::fabric::{PortIndex, PortState};
 use vnic_dataplane::memory::frames::{CHUNK_SIZE, ChunkCache, FrameMemory};
 use vnic_lb::balancer::{Balancer, BalancerConfig};
+use vnic_lb::limits::{SessionLimits, Timeouts};
 use vnic_lb::mac::Mac;
 use vnic_lb::nics::NicInfo;
 
@@ -140,7 +141,11 @@ impl Daemon {
                     weight: nic.weight,
                 })
                 .collect(),
+            algorithm: config.lb.policy(),
             session_capacity: config.sessions,
+            workers: config.workers,
+            timeouts: Timeouts::default(),
+            limits: SessionLimits::default(),
             hash_key,
         });
         let engine_config = EngineConfig {

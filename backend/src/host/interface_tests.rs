@@ -13,7 +13,7 @@ fn nic(ifname: &str, queues: Option<u32>) -> NicConfig {
         queues,
         zerocopy: ZeroCopy::Auto,
         attach: AttachMode::Auto,
-        weight: 1,
+        weight: None,
         set_channels: false,
     }
 }

@@ -5,33 +5,45 @@ use std::ptr::NonNull;
 /// Up to this many bytes are copied in place: a call costs as much as the copy.
 const SHORT: usize = 256;
 
-/// Fills `out` from a place that the guest may be writing to, reading each byte exactly once, in words where it can.
+/// A value that may lie at any address.
+#[repr(C, packed)]
+struct Unaligned<T>(T);
+
+/// Reads a value from a place that the guest may be writing to: once, so that what is checked is what was read.
+///
+/// # Safety
+/// `from` must be valid for reading a `T`, of which any bytes must be a value; it need not be aligned.
+#[inline(always)]
+pub(super) unsafe fn read_once<T: Copy>(from: NonNull<u8>) -> T {
+    // SAFETY: as the caller vouches.
+    unsafe { from.cast::<Unaligned<T>>().read_volatile().0 }
+}
+
+/// Sixteen bytes that are moved at once. As two words they would be written one by one and then read as a whole, which
+/// stalls: a processor forwards to a load only what a single store wrote.
+#[cfg(target_arch = "x86_64")]
+type Sixteen = std::arch::x86_64::__m128i;
+#[cfg(not(target_arch = "x86_64"))]
+type Sixteen = u128;
+
+/// Reads sixteen bytes as [`read_once`] does.
+///
+/// # Safety
+/// `from` must be valid for reading 16 bytes.
+#[inline(always)]
+pub(super) unsafe fn read_once_16(from: NonNull<u8>) -> [u8; 16] {
+    // SAFETY: as the caller vouches; both types have 16 bytes, any of which are values.
+    unsafe { std::mem::transmute(read_once::<Sixteen>(from)) }
+}
+
+/// Fills `out` from a place that the guest may be writing to, reading each byte exactly once.
 ///
 /// # Safety
 /// `from` must be valid for reading `out.len()` bytes.
-#[inline]
 pub(super) unsafe fn copy_once(from: NonNull<u8>, out: &mut [u8]) {
-    #[repr(C, packed)]
-    struct Unaligned<T>(T);
-
-    let (eights, rest) = out.split_at_mut(out.len() / 8 * 8);
-    let (fours, ones) = rest.split_at_mut(rest.len() / 4 * 4);
-    let mut from = from;
-    // SAFETY: the pieces follow one another and are out.len() bytes together; a packed word may lie at any address.
-    // Volatile, so that what is checked is what was read.
-    unsafe {
-        for word in eights.chunks_exact_mut(8) {
-            word.copy_from_slice(&from.cast::<Unaligned<u64>>().read_volatile().0.to_ne_bytes());
-            from = from.add(8);
-        }
-        for word in fours.chunks_exact_mut(4) {
-            word.copy_from_slice(&from.cast::<Unaligned<u32>>().read_volatile().0.to_ne_bytes());
-            from = from.add(4);
-        }
-        for byte in ones {
-            *byte = from.read_volatile();
-            from = from.add(1);
-        }
+    for (at, byte) in out.iter_mut().enumerate() {
+        // SAFETY: `at` is below `out.len()`.
+        *byte = unsafe { read_once(from.add(at)) };
     }
 }
 
@@ -45,6 +57,11 @@ pub(super) unsafe fn copy(from: NonNull<u8>, to: NonNull<u8>, len: usize) {
     // SAFETY: as the caller vouches.
     unsafe {
         match len {
+            12 => {
+                // A virtio-net header.
+                block::<8>(from, to);
+                block::<4>(from.add(8), to.add(8));
+            }
             16..=32 => ends::<16>(from, to, len),
             33..=64 => ends::<32>(from, to, len),
             65..=SHORT => {

@@ -1,9 +1,10 @@
 //! Chains of descriptors, gathered into host segments that were checked once.
 
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::bytes::{copy, copy_once, prefetch_read, prefetch_write};
+use super::bytes::{copy, copy_once, prefetch_read, prefetch_write, read_once, read_once_16};
 use crate::memory::guest::{GuestMemory, Window};
 
 /// Segments that a batch has room for: a chain that alone needs more is an absurd way to describe a frame.
@@ -13,8 +14,18 @@ const _: () = assert!(MAX_SEGMENTS <= u16::MAX as usize);
 /// Chains that a batch has room for.
 pub(super) const MAX_CHAINS: usize = 256;
 
-/// Bytes that [`Batch::front`] reads: a virtio-net header and the addresses, type and tag of a frame.
-pub(crate) const FRONT: usize = 32;
+/// The first bytes of a frame: addresses, type and a VLAN tag's id.
+pub(crate) type Head = [u8; 16];
+/// Bytes of a [`Head`].
+pub(crate) const HEAD: usize = size_of::<Head>();
+
+/// The beginning of a chain, each byte of it read exactly once; zeros behind its end.
+pub(crate) struct Front {
+    /// Its first two bytes.
+    pub(crate) first: [u8; 2],
+    /// What comes behind the header.
+    pub(crate) head: Head,
+}
 
 /// Which descriptors of a chain are wanted, as the device sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,21 +235,36 @@ impl Batch {
             .filter(|_| chain.segments == 1)
     }
 
-    /// The first bytes of a chain, each read exactly once; zeros behind its end.
+    /// The beginning of a chain whose header has `skip` bytes, at least two.
     #[inline(always)]
-    pub(super) fn front(&self, chain: &Chain) -> [u8; FRONT] {
-        let mut front = [0; FRONT];
+    pub(super) fn front(&self, chain: &Chain, skip: usize) -> Front {
         match self.segments.get(usize::from(chain.first)) {
-            Some(segment) if segment.len as usize >= FRONT => {
-                // SAFETY: the segment, which lies in `self.memory`, has as many bytes as `front`.
-                unsafe { copy_once(segment.host, &mut front) };
+            Some(segment) if segment.len as usize >= skip + HEAD => {
+                // SAFETY: the segment, which lies in `self.memory`, has at least as many bytes; packed words may lie at any
+                // address.
+                unsafe {
+                    Front {
+                        first: read_once::<u16>(segment.host).to_ne_bytes(),
+                        head: read_once_16(segment.host.add(skip)),
+                    }
+                }
             }
-            _ => {
-                let len = chain.len().min(FRONT);
-                self.read_once(chain, &mut front[..len]);
-            }
+            _ => self.scattered_front(chain, skip),
         }
-        front
+    }
+
+    #[cold]
+    fn scattered_front(&self, chain: &Chain, skip: usize) -> Front {
+        const LONGEST_HEADER: usize = 12;
+        let mut bytes = [0; LONGEST_HEADER + HEAD];
+        // A legacy header is shorter: what is read for a longer one is not looked at.
+        let len = chain.len().min(bytes.len());
+        self.read_once(chain, &mut bytes[..len]);
+        let head = bytes.get(skip..).and_then(|bytes| bytes.first_chunk());
+        Front {
+            first: [bytes[0], bytes[1]],
+            head: head.copied().unwrap_or_default(),
+        }
     }
 
     /// Copies bytes from the start of a chain; each byte of the guest's memory is read exactly once. Returns whether the
@@ -319,6 +345,21 @@ impl Batch {
         done
     }
 
+    /// Copies the bytes of a chain from `skip` on, as many as `out` takes: at once, if the chain is of one segment and has them. `false`,
+    /// and nothing done, if not.
+    #[inline(always)]
+    pub(super) fn read_whole(&self, chain: &Chain, skip: usize, out: &mut [u8]) -> bool {
+        let Some(from) = self.lone_segment(chain) else {
+            return false;
+        };
+        if skip + out.len() > from.len as usize {
+            return false;
+        }
+        // SAFETY: the range was just found to lie in the segment; for the rest, as in `read`.
+        unsafe { copy(from.host.add(skip), NonNull::from(&mut *out).cast(), out.len()) };
+        true
+    }
+
     /// Writes bytes from the cursor on, across segments and chains. Returns how many there was room for.
     #[inline]
     pub(super) fn write(&self, cursor: &mut Cursor, bytes: &[u8]) -> usize {
@@ -359,28 +400,30 @@ impl Batch {
         done
     }
 
-    /// Puts `front` and then `len` bytes of a chain of another batch, those that `skip` bytes precede, into a chain: at once, if both
+    /// Puts `header`, `head` and then the bytes of a chain of another batch from `from` up to `to` into a chain: at once, if both
     /// chains are of one segment and have them. `false`, and nothing done, if not.
     #[inline(always)]
     pub(super) fn pass_whole(
         &self,
         chain: &Chain,
-        skip: usize,
-        len: usize,
-        to: &Batch,
-        target: &Chain,
-        front: &[u8; FRONT],
+        rest: Range<usize>,
+        target: (&Batch, &Chain),
+        header: &[u8; 12],
+        head: &Head,
     ) -> bool {
-        let (Some(from), Some(into)) = (self.lone_segment(chain), to.lone_segment(target)) else {
+        let (Some(from), Some(into)) = (self.lone_segment(chain), target.0.lone_segment(target.1)) else {
             return false;
         };
-        if skip + len > from.len as usize || FRONT + len > into.len as usize {
+        let len = rest.end.wrapping_sub(rest.start);
+        let lead = header.len() + HEAD;
+        if rest.start > rest.end || rest.end > from.len as usize || lead + len > into.len as usize {
             return false;
         }
-        // SAFETY: both ranges were just found to lie in their segments; for the rest, as in `transfer`. `front` is ours.
+        // SAFETY: both ranges were just found to lie in their segments; for the rest, as in `transfer`. The arrays are ours.
         unsafe {
-            copy(NonNull::from(front).cast(), into.host, FRONT);
-            copy(from.host.add(skip), into.host.add(FRONT), len);
+            copy(NonNull::from(header).cast(), into.host, header.len());
+            copy(NonNull::from(head).cast(), into.host.add(header.len()), HEAD);
+            copy(from.host.add(rest.start), into.host.add(lead), len);
         }
         true
     }

@@ -1,8 +1,9 @@
 //! What both kinds of ring are to those who work on a burst.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::chain::{Batch, Chain, Cursor, Direction, FRONT};
+use super::chain::{Batch, Chain, Cursor, Direction, Front, Head};
 use super::notify::Call;
 use super::walk::Tables;
 use super::{RingError, RingSpec};
@@ -104,10 +105,10 @@ pub(crate) trait Engine {
         self.core().batch.chains().len()
     }
 
-    /// The first bytes of a chain, each read once; zeros behind its end.
+    /// The beginning of a chain whose header has `skip` bytes, at least two.
     #[inline(always)]
-    fn front(&self, chain: &Chain) -> [u8; FRONT] {
-        self.core().batch.front(chain)
+    fn front(&self, chain: &Chain, skip: usize) -> Front {
+        self.core().batch.front(chain, skip)
     }
 
     /// The place of the byte that `skip` bytes of a chain precede.
@@ -120,6 +121,13 @@ pub(crate) trait Engine {
     #[inline]
     fn read(&self, cursor: &mut Cursor, out: &mut [u8]) -> usize {
         self.core().batch.read(cursor, out)
+    }
+
+    /// Copies the bytes of a chain from `skip` on, as many as `out` takes: at once, if the chain is of one descriptor and has them.
+    /// `false`, and nothing done, if not.
+    #[inline(always)]
+    fn read_whole(&self, chain: &Chain, skip: usize, out: &mut [u8]) -> bool {
+        self.core().batch.read_whole(chain, skip, out)
     }
 
     /// Writes bytes from the cursor on, across descriptors and chains. Returns how many there was room for.
@@ -135,20 +143,18 @@ pub(crate) trait Engine {
         self.core().batch.transfer(from, &to.core().batch, at, most)
     }
 
-    /// Puts `front` and then `len` bytes of `chain`, those that `skip` bytes precede, into a chain of another ring: at once, if
-    /// both chains are of one descriptor and have them. `false`, and nothing done, if not.
+    /// Puts `header`, `head` and then the bytes of `chain` in `rest` into a chain of another ring: at once, if both chains are of one
+    /// descriptor and have them. `false`, and nothing done, if not.
     #[inline(always)]
     fn pass_whole(
         &self,
         chain: &Chain,
-        skip: usize,
-        len: usize,
-        to: &impl Engine,
-        target: &Chain,
-        front: &[u8; FRONT],
+        rest: Range<usize>,
+        to: (&impl Engine, &Chain),
+        header: &[u8; 12],
+        head: &Head,
     ) -> bool {
-        self.core()
-            .batch
-            .pass_whole(chain, skip, len, &to.core().batch, target, front)
+        let target = (&to.0.core().batch, to.1);
+        self.core().batch.pass_whole(chain, rest, target, header, head)
     }
 }

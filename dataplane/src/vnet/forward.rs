@@ -6,7 +6,7 @@ use super::header::Header;
 use super::look::Look;
 use super::rx::{GuestRxBurst, Room, deliver, find_room};
 use super::tx::WIRE_MIN_LEN;
-use crate::virtq::{Engine, FRONT, Ring, RingError, either};
+use crate::virtq::{Engine, HEAD, Ring, RingError, either};
 
 /// Zeros to pad with.
 const PADDING: [u8; WIRE_MIN_LEN] = [0; WIRE_MIN_LEN];
@@ -30,26 +30,29 @@ fn between<'a>(
     to: &mut impl Engine,
 ) -> Result<GuestRxBurst, RingError> {
     let header_len = Header::len_on(to);
-    // With headers of one length on both sides, a frame's bytes are as far from the beginning of either chain.
-    let alike = header_len == Header::LEN && Header::len_on(from) == header_len;
-    let header = Header::of_buffers(1);
+    let mut header = [0; Header::LEN];
+    header.copy_from_slice(Header::of_buffers(1).as_bytes());
+    let whole = header_len == Header::LEN;
     deliver(to, picks.len(), |to, next, burst| {
         for (index, look) in picks.by_ref() {
             let len = look.len().max(WIRE_MIN_LEN);
-            if alike
+            // Nearly every frame: in one buffer on both sides, and not to be padded.
+            if whole
                 && look.len() >= WIRE_MIN_LEN
                 && let (Some(chain), Some(target)) = (from.chain(index), to.chain(*next))
+                && from.pass_whole(
+                    &chain,
+                    look.skip() + HEAD..look.skip() + len,
+                    (to, &target),
+                    &header,
+                    look.padded_head(),
+                )
             {
-                let mut front = *look.front();
-                front[..Header::LEN].copy_from_slice(header.as_bytes());
-                let rest = look.len() + Header::LEN - FRONT;
-                if from.pass_whole(&chain, FRONT, rest, to, &target, &front) {
-                    to.complete(&target, u32::try_from(FRONT + rest).unwrap_or(u32::MAX));
-                    *next += 1;
-                    burst.delivered += 1;
-                    burst.bytes += len as u64;
-                    continue;
-                }
+                to.complete(&target, u32::try_from(Header::LEN + len).unwrap_or(u32::MAX));
+                *next += 1;
+                burst.delivered += 1;
+                burst.bytes += len as u64;
+                continue;
             }
             match find_room(to, next, header_len + len)? {
                 Room::UpTo(end) => {

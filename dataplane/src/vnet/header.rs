@@ -3,7 +3,7 @@
 use zerocopy::byteorder::little_endian::U16;
 use zerocopy::{Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::virtq::{Engine, FRONT};
+use crate::virtq::Engine;
 
 /// VIRTIO_NET_HDR_F_NEEDS_CSUM: the checksum is left to the device.
 const F_NEEDS_CSUM: u8 = 1;
@@ -51,11 +51,10 @@ impl Header {
         }
     }
 
-    /// Whether a driver that negotiated no offload may send the header that `front` begins with. Other flags are to be ignored
+    /// Whether a driver that negotiated no offload may send the header that begins so. Other flags are to be ignored
     /// (5.1.6.2.2).
     #[inline]
-    pub(super) fn asks_for_nothing(front: &[u8; FRONT]) -> bool {
-        let [flags, gso_type, ..] = *front;
+    pub(super) fn asks_for_nothing([flags, gso_type]: [u8; 2]) -> bool {
         flags & F_NEEDS_CSUM == 0 && gso_type == GSO_NONE
     }
 }

@@ -2,7 +2,7 @@
 
 use super::header::Header;
 use crate::memory::frames::{MAX_SEGMENTS, SEGMENT_SIZE};
-use crate::virtq::{Chain, Direction, Engine, FRONT, More, Ring, RingError, either};
+use crate::virtq::{Chain, Direction, Engine, HEAD, Head, More, Ring, RingError, either};
 
 /// Bytes of an Ethernet header.
 const MIN_LEN: usize = 14;
@@ -26,9 +26,8 @@ pub enum Flaw {
 /// frame's destination, whatever the guest makes of its memory meanwhile.
 #[derive(Debug, Clone, Copy)]
 pub struct Look {
-    /// The virtio-net header and the frame's first bytes.
-    front: [u8; FRONT],
-    /// Bytes of the header.
+    head: Head,
+    /// Bytes of the virtio-net header.
     skip: u8,
     flaw: Option<Flaw>,
     /// Bytes of the frame.
@@ -40,8 +39,7 @@ impl Look {
     #[inline]
     #[must_use]
     pub fn head(&self) -> &[u8] {
-        let head = &self.front[usize::from(self.skip)..];
-        &head[..head.len().min(self.len())]
+        &self.head[..HEAD.min(self.len())]
     }
 
     /// Bytes of the frame, as the guest sends it: not padded.
@@ -70,18 +68,18 @@ impl Look {
         self.flaw
     }
 
-    /// All that was read, the header with it.
+    /// [`Look::head`] with zeros behind a frame that is shorter.
     #[inline]
-    pub(super) fn front(&self) -> &[u8; FRONT] {
-        &self.front
+    pub(super) fn padded_head(&self) -> &Head {
+        &self.head
     }
 
     #[inline(always)]
     fn at(ring: &impl Engine, chain: &Chain, skip: u8) -> Look {
-        let front = ring.front(chain);
+        let front = ring.front(chain, skip.into());
         let whole_header = chain.len() >= usize::from(skip);
         let len = chain.len().saturating_sub(skip.into());
-        let flaw = if !whole_header || !Header::asks_for_nothing(&front) {
+        let flaw = if !whole_header || !Header::asks_for_nothing(front.first) {
             Some(Flaw::BadHeader)
         } else if chain.is_truncated() || len > MAX_LEN {
             Some(Flaw::TooLong)
@@ -91,7 +89,7 @@ impl Look {
             None
         };
         Look {
-            front,
+            head: front.head,
             skip,
             flaw,
             // A chain is shorter than 4 GiB.

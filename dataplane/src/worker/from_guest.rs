@@ -1,8 +1,5 @@
 //! Frames that guests send.
 
-use vnic_lb::balancer::Observed;
-use vnic_lb::parse::parse;
-
 use super::sort::{Route, Sorted};
 use super::{BURST, Context};
 use crate::counters::{DropReason, PairCounters};
@@ -114,10 +111,8 @@ impl Context {
                 self.stage(fabric, destination, frame);
             }
             Route::Uplink => {
-                self.observed.push(Observed {
-                    parsed: parse(self.memory.head(&frame)),
-                    frame_len: frame_len(&frame),
-                });
+                let head = self.memory.head(&frame);
+                self.balancer.collect(&mut self.observed, head, frame_len(&frame));
                 self.uplink.push(frame);
             }
             Route::Group => self.spread(fabric, port, vlan, frame),

@@ -2,9 +2,6 @@
 
 use std::sync::Mutex;
 
-use vnic_lb::balancer::Observed;
-use vnic_lb::parse::parse;
-
 use super::from_guest::frame_len;
 use super::{BURST, Context};
 use crate::checksum::partial;
@@ -84,16 +81,12 @@ impl Context {
         };
         match decision {
             FromNic::Port(port) => {
-                let parsed = parse(head);
+                let parsed = self.balancer.collect(&mut self.observed, head, frame_len(&frame));
                 if nic.partial_checksums
-                    && let Some((field, value)) = partial::missing(&parsed, self.memory.segments(&frame))
+                    && let Some((field, value)) = partial::missing(parsed, self.memory.segments(&frame))
                 {
                     self.memory.write(&mut frame, field, &value);
                 }
-                self.observed.push(Observed {
-                    parsed,
-                    frame_len: frame_len(&frame),
-                });
                 self.stage(fabric, port, frame);
             }
             FromNic::Group => {

@@ -15,8 +15,8 @@ mod wait;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use vnic_lb::Millis;
-use vnic_lb::balancer::{Balancer, Observed};
+use vnic_lb::Clock;
+use vnic_lb::balancer::{Balancer, Burst};
 use vnic_lb::nics::NicIndex;
 
 use crate::engine::SharedState;
@@ -28,13 +28,10 @@ pub use wait::{Poll, SleepIn};
 pub(crate) use wait::{Waiter, choose};
 
 /// Frames taken from one queue in one turn.
-const BURST: usize = 32;
+const BURST: usize = 64;
 
 /// Turns between two looks at the clock: a look costs as much as a frame, and a turn takes microseconds at most.
 const CLOCK_TURNS: u32 = 16;
-
-/// Session-table entries looked at for expiry in a millisecond.
-const UPKEEP_ENTRIES: usize = 512;
 
 /// All that a worker needs beside the [`Fabric`].
 struct Context {
@@ -43,14 +40,14 @@ struct Context {
     balancer: Arc<Balancer>,
     shared: Arc<SharedState>,
     stock: Stock,
-    now: Millis,
+    now: Clock,
     /// The burst in hand from a guest.
     sorted: Sorted,
     /// Frames of the burst in hand.
     burst: Vec<Frame>,
     /// Frames on their way out by a NIC, beside what the balancer is told of them and what it answers.
     uplink: Vec<Frame>,
-    observed: Vec<Observed>,
+    observed: Burst,
     choices: Vec<Option<NicIndex>>,
     /// Frames by destination.
     staged: Staged,
@@ -65,11 +62,11 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
         stock: Stock::new(ChunkCache::new(Arc::clone(&memory))),
         memory,
         shared: Arc::clone(&shared),
-        now: 0,
+        now: Clock::default(),
         sorted: Sorted::new(),
         burst: Vec::with_capacity(BURST),
         uplink: Vec::with_capacity(BURST),
-        observed: Vec::with_capacity(BURST),
+        observed: Burst::with_capacity(BURST),
         choices: Vec::with_capacity(BURST),
         staged: Staged::new(),
     };
@@ -78,6 +75,7 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
     waiter.watch(&fabric);
     let counters = shared.counters.of(index);
     let mut turns_to_clock = 0;
+    let mut upkeep_due = false;
     while !shared.stopping.load(Ordering::Acquire) {
         if shared.generation.load(Ordering::Acquire) != fabric.generation {
             fabric = shared.fabric.load_full();
@@ -87,10 +85,9 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
         }
         if turns_to_clock == 0 {
             turns_to_clock = CLOCK_TURNS;
-            let now = shared.now();
-            if now != context.now {
-                context.now = now;
-                context.balancer.upkeep(now, UPKEEP_ENTRIES);
+            let before = std::mem::replace(&mut context.now, shared.now());
+            if upkeep_due || before.millis != context.now.millis {
+                upkeep_due = context.balancer.upkeep(context.now);
             }
         }
         turns_to_clock -= 1;

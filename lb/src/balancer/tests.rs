@@ -11,11 +11,15 @@ const GUEST: [u8; 4] = [10, 0, 0, 1];
 fn balancer(nics: u8, capacity: usize) -> Arc<Balancer> {
     let ids = (0..nics).map(|nic| NicInfo {
         id: format!("nic{nic}"),
-        weight: 1,
+        weight: None,
     });
     let config = BalancerConfig {
         nics: ids.collect(),
+        algorithm: Algorithm::Hash,
         session_capacity: capacity,
+        workers: 2,
+        timeouts: Timeouts::default(),
+        limits: SessionLimits::default(),
         hash_key: [7; 16],
     };
     let balancer = Balancer::new(&config);
@@ -43,6 +47,7 @@ fn observed(packet: &[u8]) -> Observed {
     Observed {
         parsed: parse(&frame),
         frame_len: u32::try_from(frame.len()).unwrap(),
+        timestamps: [0; 2],
     }
 }
 
@@ -90,6 +95,10 @@ fn steer_one(balancer: &Balancer, now: Millis, frame: Observed) -> Option<NicInd
     balancer.steer(0, now, &[frame], &mut out);
     assert_eq!(out.len(), 1);
     out[0]
+}
+
+fn upkeep_all(balancer: &Balancer, now: Millis) {
+    while balancer.upkeep(now) {}
 }
 
 fn steer_all(balancer: &Balancer, now: Millis, sessions: u32) -> Vec<NicIndex> {
@@ -239,10 +248,7 @@ fn fragments_follow_the_first() {
         let later = ipv4(GUEST, address, proto::UDP, number, 5, &[0; 40]);
         let nic = steer_one(&balancer, 0, observed(&first));
         assert_eq!(steer_one(&balancer, 1, observed(&later)), nic);
-        assert_eq!(
-            balancer.explain(&observed(&later).parsed).map(|found| found.1),
-            nic
-        );
+        assert_eq!(balancer.explain(1, &observed(&later).parsed).choice, nic);
         let whole = ipv4(GUEST, address, proto::UDP, number, 0, &transport(port, 53, 0));
         assert_eq!(
             steer_one(&balancer, 1, observed(&whole)),
@@ -255,7 +261,7 @@ fn fragments_follow_the_first() {
         (64, 64),
         "sessions, not fragments"
     );
-    balancer.upkeep(31_002, usize::MAX);
+    upkeep_all(&balancer, 31_002);
     assert_eq!(balancer.stats().expired, 64);
     assert_eq!(balancer.stats().sessions, 0);
 }
@@ -299,9 +305,13 @@ fn explain_tells_what_steer_will_do() {
     let balancer = balancer(8, 1000);
     for number in 0..100 {
         let frame = sent(number, tcp_flag::SYN);
-        let (slot, nic) = balancer.explain(&frame.parsed).unwrap();
-        assert_eq!(steer_one(&balancer, 0, frame), Some(nic));
-        assert_eq!(balancer.explain(&frame.parsed), Some((slot, nic)));
+        let before = balancer.explain(0, &frame.parsed);
+        assert_eq!((before.pinned, before.reason), (None, Reason::Slot));
+        assert_eq!(steer_one(&balancer, 0, frame), before.choice);
+        let after = balancer.explain(7, &frame.parsed);
+        assert_eq!((after.choice, after.reason), (before.choice, Reason::Pinned));
+        assert_eq!((after.pinned, after.pinned_ms), (before.choice, Some(7)));
+        assert_eq!(after.order.first().copied(), before.choice);
     }
     assert_eq!(balancer.stats().created, 100);
 }
@@ -340,7 +350,7 @@ fn workers_agree_on_every_session() {
                 balancer.observe(1, round, &frames);
                 balancer.alive().set(2, round % 2 == 1);
                 balancer.steer(1, round, &frames, &mut out);
-                balancer.upkeep(round, 1000);
+                balancer.upkeep(round);
             }
             balancer.alive().set(2, true);
         });

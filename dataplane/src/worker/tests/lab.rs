@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vnic_lb::balancer::{Balancer, BalancerConfig};
+use vnic_lb::limits::{SessionLimits, Timeouts};
 use vnic_lb::mac::Mac;
 use vnic_lb::nics::NicInfo;
+use vnic_lb::policy::Algorithm;
 
 use crate::counters::{DropReason, PerWorker};
 use crate::engine::{Engine, EngineConfig, Event, Poll, SleepIn};
@@ -289,10 +291,14 @@ impl Lab {
             nics: (0..nics)
                 .map(|index| NicInfo {
                     id: format!("nic{index}"),
-                    weight: 1,
+                    weight: None,
                 })
                 .collect(),
+            algorithm: Algorithm::Hash,
             session_capacity: 4096,
+            workers,
+            timeouts: Timeouts::default(),
+            limits: SessionLimits::default(),
             hash_key: [7; 16],
         });
         let config = EngineConfig {
