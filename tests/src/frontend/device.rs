@@ -13,6 +13,7 @@ use super::ring::{BUFFER, FOOTPRINT, Ring, SIZE};
 
 /// Bytes of `struct virtio_net_hdr_v1`.
 const HEADER: usize = 12;
+
 struct Queue {
     ring: Ring,
     events: RingEvents,
