@@ -8,6 +8,8 @@ pub mod counters;
 pub mod engine;
 pub mod fabric;
 pub mod group;
+#[cfg(test)]
+mod interleavings;
 pub mod memory;
 pub mod nic;
 pub mod program;

@@ -322,6 +322,34 @@ impl Driver {
         id
     }
 
+    /// Makes descriptors (address, length, flags but those that make them available) available as they are. Split: each goes on, if it
+    /// does, at the next, the last at the first.
+    pub(crate) fn offer_raw(&mut self, descs: &[(u64, u32, u16)]) {
+        if self.spec.packed {
+            for &(addr, len, flags) in descs {
+                let available = self.flags(self.next_desc, AVAIL_FLAG, USED_FLAG);
+                let place = self.place_of(self.next_desc);
+                self.desc(place, addr, len, place, flags | available);
+                self.next_desc += 1;
+            }
+            return;
+        }
+        let count = u16::try_from(descs.len()).unwrap();
+        for (at, &(addr, len, flags)) in (0..).zip(descs) {
+            self.desc(at, addr, len, flags, (at + 1) % count);
+        }
+        self.offer_head(0);
+    }
+
+    /// Writes a descriptor of an indirect table.
+    pub(crate) fn put_table(&self, table: u64, index: u16, addr: u64, len: u32, flags: u16) {
+        let (third, fourth) = match self.spec.packed {
+            true => (0, flags),
+            false => (flags, index + 1),
+        };
+        self.put_desc(table, index, addr, len, third, fourth);
+    }
+
     /// Where the next chain goes, as a count: see [`Driver::wants_kick`].
     pub(crate) fn offered(&self) -> u32 {
         match self.spec.packed {
@@ -395,10 +423,13 @@ impl Driver {
     }
 
     fn used_packed(&mut self) -> Option<(u16, u32)> {
-        let (_, len, id, flags) = self.ring_desc(self.place_of(self.last_used));
+        let place = self.place_of(self.last_used);
+        let flags = self.get_u16(DESC + 16 * u64::from(place) + 14);
         if flags & (AVAIL_FLAG | USED_FLAG) != self.flags(self.last_used, AVAIL_FLAG | USED_FLAG, 0) {
             return None;
         }
+        // After the flags, before which nothing else is sure to be there.
+        let (_, len, id, _) = self.ring_desc(place);
         assert_eq!(len > 0, flags & WRITE != 0, "WRITE says that the length counts");
         // An id that is not in use is what a hostile test made available.
         let entries = self.ids.remove(&id).unwrap_or(1);

@@ -165,6 +165,18 @@ impl Guest {
         self.rx_ring = Some(Arc::new(Ring::new(self.rx.ring())));
     }
 
+    /// Begins a new receive ring in which nothing but these descriptors is available.
+    pub(super) fn rx_with_raw(&mut self, descs: &[(u64, u32, u16)]) {
+        let kind = match self.rx.spec.packed {
+            true => Kind::Packed,
+            false => Kind::Split,
+        };
+        self.posted.clear();
+        self.rx = Driver::of(kind, RING, 0);
+        self.rx.offer_raw(descs);
+        self.rx_ring = Some(Arc::new(Ring::new(self.rx.ring())));
+    }
+
     pub(super) fn rx_ring(&self) -> &Arc<Ring> {
         self.rx_ring.as_ref().expect("a started ring")
     }

@@ -12,6 +12,9 @@ use super::Trigger;
 /// Polls that are armed with one system call; more take several.
 const ENTRIES: u32 = 256;
 
+/// Completions that the kernel has room for; it keeps further ones.
+const COMPLETIONS: usize = 2 * ENTRIES as usize;
+
 /// User data of requests whose outcome does not matter.
 const NOBODY: u64 = u64::MAX;
 
@@ -59,7 +62,10 @@ impl UringSleeper {
             self.push(&opcode::PollRemove::new(user_data).build().user_data(NOBODY))?;
         }
         if any {
-            self.enter(Duration::ZERO)?;
+            // The kernel does no more of its deferred work, such as closing files, than it takes for as many completions as are
+            // asked for: as many as there is room for.
+            self.enter(COMPLETIONS, Duration::ZERO)?;
+            self.ring.completion().for_each(drop);
         }
         self.round = self.round.wrapping_add(1);
         self.watched = fds
@@ -75,7 +81,7 @@ impl UringSleeper {
 
     /// Returns whether a descriptor has an error.
     pub(super) fn sleep(&mut self, most: Duration) -> bool {
-        let mut failed = self.arm().is_err() || self.enter(most).is_err();
+        let mut failed = self.arm().is_err() || self.enter(1, most).is_err();
         for event in self.ring.completion() {
             let [low, high] = [event.user_data(), event.user_data() >> 32].map(|word| word & 0xffff_ffff);
             let at = usize::try_from(low).unwrap_or(usize::MAX);
@@ -123,11 +129,11 @@ impl UringSleeper {
         unsafe { self.ring.submission().push(request) }.map_err(io::Error::other)
     }
 
-    /// Submits what was pushed, and waits for one completion at least, or until the time is up.
-    fn enter(&mut self, most: Duration) -> io::Result<()> {
+    /// Submits what was pushed, and waits for so many completions, or until the time is up.
+    fn enter(&mut self, completions: usize, most: Duration) -> io::Result<()> {
         let time = Timespec::from(most);
         let arguments = SubmitArgs::new().timespec(&time);
-        match self.ring.submitter().submit_with_args(1, &arguments) {
+        match self.ring.submitter().submit_with_args(completions, &arguments) {
             Ok(_) => Ok(()),
             // The time is up; a signal; completions that must be taken first: all are wake-ups like any other.
             Err(error)
