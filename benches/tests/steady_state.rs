@@ -1,0 +1,88 @@
+//! The frame loop at steady state takes no memory and waits for nobody: both are counted here.
+//!
+//! One test a process: whatever allocates on a thread that is not the test's own, is a worker.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use vnic_benches::joined::{Destination, JoinedPlan, timed};
+
+/// Allocations, enlargements and releases of threads that did not say that they are ours.
+static ELSEWHERE: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    static OURS: Cell<bool> = const { Cell::new(false) };
+}
+
+struct Counting;
+
+fn count() {
+    // A thread that is ending has no such variable any more.
+    if !OURS.try_with(Cell::get).unwrap_or(true) {
+        ELSEWHERE.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: all is left to the system's allocator; counting takes no memory.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: as the caller vouches.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count();
+        // SAFETY: as the caller vouches.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// How often the worker has given up its CPU to wait: what a lock that somebody holds, or any sleep, would make it do.
+fn waits_of_worker() -> u64 {
+    let tasks = fs::read_dir("/proc/self/task").expect("this process has threads");
+    let worker = tasks
+        .filter_map(|task| Some(task.ok()?.path()))
+        .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "worker-0"))
+        .expect("a worker");
+    let status = fs::read_to_string(worker.join("status")).expect("a thread has a status");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.and_then(|count| count.trim().parse().ok()).expect("a number")
+}
+
+#[test]
+fn the_frame_loop_neither_allocates_nor_waits() {
+    const FRAMES: u64 = 2_000_000;
+    OURS.set(true);
+    for packed in [false, true] {
+        for to in [Destination::Nics, Destination::Guest(60), Destination::Guest(1514)] {
+            let plan = JoinedPlan {
+                packed,
+                sessions: 1024,
+                nics: 2,
+                ports: 2,
+                queue_size: 256,
+                cpu: 0,
+                times: [Duration::ZERO; 2],
+            };
+            timed(&plan, to, |run| {
+                // Every list has its room after that.
+                run(FRAMES / 10).expect("a warm worker");
+                let before = (ELSEWHERE.load(Ordering::Relaxed), waits_of_worker());
+                run(FRAMES).expect("a busy worker");
+                let after = (ELSEWHERE.load(Ordering::Relaxed), waits_of_worker());
+                assert_eq!(after, before, "(allocations, waits), packed: {packed}, {to:?}");
+            })
+            .expect("a joined loop");
+        }
+    }
+    assert!(ELSEWHERE.load(Ordering::Relaxed) > 0, "workers allocate when they start");
+}
