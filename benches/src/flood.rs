@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde::Serialize;
 
 use crate::driver::DriverRing;
@@ -146,6 +146,26 @@ impl<'p, 'm, R: DriverRing<'m>> Flood<'p, 'm, R> {
         }
     }
 
+    /// Goes on until `frames` more were counted by `what`; returns how long it took.
+    ///
+    /// # Errors
+    /// If the device breaks a rule, or does nothing for a minute.
+    pub fn run_frames(&mut self, frames: u64, what: fn(&Counts) -> u64) -> Result<Duration> {
+        const LIMIT: Duration = Duration::from_secs(60);
+        let total = |counts: &[Counts]| counts.iter().map(what).sum::<u64>();
+        let goal = total(&self.counts) + frames;
+        let start = Instant::now();
+        let mut rounds = 0u32;
+        while total(&self.counts) < goal {
+            self.round()?;
+            rounds = rounds.wrapping_add(1);
+            if rounds.is_multiple_of(1 << 16) {
+                ensure!(start.elapsed() < LIMIT, "{frames} frames take more than a minute");
+            }
+        }
+        Ok(start.elapsed())
+    }
+
     /// A port that only receives sends a frame all the same, so that a switch learns where it is.
     fn introduce(&mut self) -> Result<()> {
         for at in self.senders()..self.ports.len() {
@@ -199,7 +219,9 @@ fn send<'m, R: DriverRing<'m>>(port: &mut Port<'m, R>, counts: &mut Counts) -> R
 /// Keeps the receiving ring filled with room.
 #[inline]
 fn receive<'m, R: DriverRing<'m>>(port: &mut Port<'m, R>, counts: &mut Counts) -> Result<bool> {
-    counts.received += u64::from(port.rx.completed()?);
+    let first = port.rx.position();
+    let count = port.rx.completed()?;
+    counts.received += u64::from(port.frames_in(first, count)?);
     let room = port.rx.size() - port.rx.outstanding();
     counts.dry += u64::from(room == port.rx.size());
     if room < BURST.min(port.rx.size()) {

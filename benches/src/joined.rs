@@ -8,11 +8,11 @@ use anyhow::{Context, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use vnic_dataplane::counters::PerWorker;
-use vnic_dataplane::engine::{Engine, EngineConfig, Poll};
+use vnic_dataplane::engine::{Engine, EngineConfig, Poll, SleepIn};
 use vnic_dataplane::fabric::{self, Nic, NicQueue, NicState, PortState, QueuePair};
 use vnic_dataplane::memory::frames::FrameMemory;
 use vnic_dataplane::memory::guest::{GuestMemory, RegionSpec};
-use vnic_dataplane::nic::memory;
+use vnic_dataplane::nic::{SinkTx, memory};
 use vnic_dataplane::virtq::{self, RingSpec};
 use vnic_lb::balancer::{Balancer, BalancerConfig};
 use vnic_lb::limits::{SessionLimits, Timeouts};
@@ -22,7 +22,7 @@ use vnic_lb::policy::Algorithm;
 use vnic_tests::frontend::{Pages, RingPlace, SharedMemory};
 
 use crate::driver::{Packed, RingKind, Split};
-use crate::flood::{Flood, FloodPlan};
+use crate::flood::{Counts, Flood, FloodPlan};
 use crate::frames::{MIN_FRAME, Traffic};
 use crate::port::{Layout, Port, PortPlan};
 
@@ -98,13 +98,7 @@ fn run_with<K: RingKind>(plan: &JoinedPlan) -> Result<JoinedReport> {
         .map(|guest| Port::new(&guest.layout, &guest.memory))
         .collect();
 
-    let frame_memory = FrameMemory::new(CHUNKS)?;
-    let balancer = balancer(plan);
-    let nics: Vec<Arc<Nic>> = (0..plan.nics).map(|index| nic(index, &frame_memory)).collect();
-    for index in 0..plan.nics {
-        balancer.alive().set(index, true);
-    }
-    let _engine = start(plan, frame_memory, Arc::clone(&balancer), &guests, nics.clone())?;
+    let host = Host::start(plan, &guests)?;
 
     let [warm_up, measured] = plan.times;
     let flood = |ports: &mut [_], measured| {
@@ -117,30 +111,25 @@ fn run_with<K: RingKind>(plan: &JoinedPlan) -> Result<JoinedReport> {
         Flood::new(ports, plan).run()
     };
     flood(&mut ports, warm_up)?;
-    let before = sent(&nics);
+    let before = host.sent();
     let (began, cpu_before) = (Instant::now(), process_time()?);
     let report = flood(&mut ports, measured)?;
-    let cpu_share = (process_time()? - cpu_before).as_secs_f64() / (2.0 * began.elapsed().as_secs_f64());
-    let after = sent(&nics);
+    let cpu_share = share_of_two(cpu_before, began)?;
+    let after = host.sent();
     let each: Vec<u64> = after.iter().zip(&before).map(|(now, then)| now - then).collect();
     ensure!(each.iter().sum::<u64>() > 0, "no NIC has sent anything");
     Ok(sum_up(
         &each,
         report.seconds,
         &report.ports,
-        (balancer.stats().sessions, cpu_share),
+        (host.balancer.stats().sessions, cpu_share),
     ))
 }
 
 #[allow(clippy::cast_precision_loss, reason = "ratios are not exact")]
-fn sum_up(
-    nics: &[u64],
-    seconds: f64,
-    ports: &[crate::flood::Counts],
-    (sessions, cpu_share): (u64, f64),
-) -> JoinedReport {
+fn sum_up(nics: &[u64], seconds: f64, ports: &[Counts], (sessions, cpu_share): (u64, f64)) -> JoinedReport {
     let sent = nics.iter().sum::<u64>() as f64;
-    let of_ports = |what: fn(&crate::flood::Counts) -> u64| ports.iter().map(what).sum::<u64>() as f64;
+    let of_ports = |what: fn(&Counts) -> u64| ports.iter().map(what).sum::<u64>() as f64;
     let taken = of_ports(|counts| counts.sent);
     let least = nics.iter().min().copied().unwrap_or(0) as f64;
     JoinedReport {
@@ -156,35 +145,126 @@ fn sum_up(
 }
 
 /// CPU time of this process.
-fn process_time() -> Result<Duration> {
+pub(crate) fn process_time() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?.into())
 }
 
-/// A worker that serves the guests and the NICs.
-fn start(
-    plan: &JoinedPlan,
-    memory: Arc<FrameMemory>,
-    balancer: Arc<Balancer>,
-    guests: &[Guest],
-    nics: Vec<Arc<Nic>>,
-) -> Result<Engine> {
-    let config = EngineConfig {
-        workers: 1,
-        cpus: vec![plan.cpu],
-        poll: Poll::Busy,
-    };
-    let engine = Engine::start(&config, memory, balancer)?;
-    let views = guests
-        .iter()
-        .zip(0..)
-        .map(|(guest, index)| view(plan, guest, index));
-    let generation = engine.publish(views.collect::<Result<_>>()?, nics);
-    let start = Instant::now();
-    while engine.settled() < generation {
-        ensure!(start.elapsed() < PATIENCE, "the worker does not start");
-        std::thread::yield_now();
+/// CPU time of this process since then, as a part of what two CPUs have.
+pub(crate) fn share_of_two(cpu_before: Duration, began: Instant) -> Result<f64> {
+    let used = process_time()?.saturating_sub(cpu_before);
+    Ok(used.as_secs_f64() / (2.0 * began.elapsed().as_secs_f64()))
+}
+
+/// Where the frames of [`timed`] go.
+#[derive(Debug, Clone, Copy)]
+pub enum Destination {
+    /// Through the session table to the plan's NICs, 60 bytes each.
+    Nics,
+    /// From the first guest to a second one, frames of this size.
+    Guest(u32),
+}
+
+/// Times a number of frames.
+pub type Timer<'t> = &'t mut dyn FnMut(u64) -> Result<Duration>;
+
+/// Has `work` time frames that take this way through a worker that is up and warm; of the plan, `times` is not used.
+///
+/// # Errors
+/// If memory is short, or the worker does not start.
+pub fn timed(plan: &JoinedPlan, to: Destination, work: impl FnOnce(Timer<'_>)) -> Result<()> {
+    if plan.packed {
+        timed_with::<Packed>(plan, to, work)
+    } else {
+        timed_with::<Split>(plan, to, work)
     }
-    Ok(engine)
+}
+
+fn timed_with<K: RingKind>(plan: &JoinedPlan, to: Destination, work: impl FnOnce(Timer<'_>)) -> Result<()> {
+    let (guests, what): (_, fn(&Counts) -> u64) = match to {
+        Destination::Nics => {
+            let guests = (0..plan.ports).map(|index| guest(plan, index));
+            (guests.collect::<Result<Vec<_>>>()?, |counts| counts.sent)
+        }
+        Destination::Guest(size) => {
+            let guests = (0..2u8).map(|index| {
+                let sends = Traffic {
+                    from: guest_mac(index),
+                    to: guest_mac(1 - index),
+                    frames: plan.sessions,
+                    first_flow: 0,
+                    flows: plan.sessions,
+                    sizes: vec![size],
+                };
+                Guest::new(plan, sends, None, None)
+            });
+            (guests.collect::<Result<Vec<_>>>()?, |counts| counts.received)
+        }
+    };
+    let mut ports: Vec<Port<'_, K::Ring<'_>>> = guests
+        .iter()
+        .map(|guest| Port::new(&guest.layout, &guest.memory))
+        .collect();
+    let _host = Host::start(plan, &guests)?;
+    let flood_plan = FloodPlan {
+        both: matches!(to, Destination::Nics),
+        warm_up: Duration::ZERO,
+        measured: Duration::ZERO,
+        pauses: FloodPlan::PAUSES,
+    };
+    let mut flood = Flood::new(&mut ports, flood_plan);
+    // Every frame in memory once: all sessions are there.
+    flood.run_frames(u64::from(plan.sessions) + 1, what)?;
+    work(&mut |frames| flood.run_frames(frames, what));
+    Ok(())
+}
+
+/// A worker that serves guests and NICs.
+struct Host {
+    // Ends first.
+    _engine: Engine,
+    balancer: Arc<Balancer>,
+    nics: Vec<Arc<Nic>>,
+}
+
+impl Host {
+    fn start(plan: &JoinedPlan, guests: &[Guest]) -> Result<Host> {
+        let memory = FrameMemory::new(CHUNKS)?;
+        let balancer = balancer(plan);
+        let nics: Vec<Arc<Nic>> = (0..plan.nics).map(|index| nic(index, &memory)).collect();
+        for index in 0..plan.nics {
+            balancer.alive().set(index, true);
+        }
+        let config = EngineConfig {
+            workers: 1,
+            cpus: vec![plan.cpu],
+            poll: Poll::Busy,
+            sleep_in: SleepIn::Auto,
+        };
+        let engine = Engine::start(&config, memory, Arc::clone(&balancer))?;
+        let views = guests
+            .iter()
+            .zip(0..)
+            .map(|(guest, index)| view(plan, guest, index));
+        let generation = engine.publish(views.collect::<Result<_>>()?, nics.clone());
+        let start = Instant::now();
+        while engine.settled() < generation {
+            ensure!(start.elapsed() < PATIENCE, "the worker does not start");
+            std::thread::yield_now();
+        }
+        Ok(Host {
+            _engine: engine,
+            balancer,
+            nics,
+        })
+    }
+
+    /// Frames that each NIC has sent.
+    fn sent(&self) -> Vec<u64> {
+        self.nics
+            .iter()
+            .map(|nic| nic.queues[0].tx.lock().tx().counters().frames)
+            .collect()
+    }
 }
 
 struct Guest {
@@ -208,17 +288,23 @@ fn guest(plan: &JoinedPlan, index: u8) -> Result<Guest> {
         flows,
         sizes: vec![MIN_FRAME],
     };
-    Guest::new(plan, sends, Some(STRIDE))
+    Guest::new(plan, sends, Some(STRIDE), None)
 }
 
 impl Guest {
-    fn new(plan: &JoinedPlan, sends: Traffic, stride: Option<u32>) -> Result<Guest> {
+    fn new(
+        plan: &JoinedPlan,
+        sends: Traffic,
+        stride: Option<u32>,
+        receive_buffer: Option<u32>,
+    ) -> Result<Guest> {
         let mac = sends.from;
         let port = PortPlan {
             packed: plan.packed,
             in_order: false,
             queue_size: plan.queue_size,
             receives: sends.longest(),
+            receive_buffer,
             sends,
             stride,
             pages: Pages::HugeIfFree,
@@ -249,7 +335,7 @@ fn balancer(plan: &JoinedPlan) -> Arc<Balancer> {
 /// A NIC that swallows what it is given.
 fn nic(index: u8, memory: &Arc<FrameMemory>) -> Arc<Nic> {
     let (rx, ..) = memory::pair(index, memory, 1);
-    let tx = memory::sink(index, memory, NIC_DEPTH);
+    let tx = SinkTx::new(index, memory, NIC_DEPTH);
     Arc::new(Nic {
         state: Arc::new(NicState {
             index,
@@ -262,13 +348,6 @@ fn nic(index: u8, memory: &Arc<FrameMemory>) -> Arc<Nic> {
         group: None,
         partial_checksums: false,
     })
-}
-
-/// Frames that each NIC has sent.
-fn sent(nics: &[Arc<Nic>]) -> Vec<u64> {
-    nics.iter()
-        .map(|nic| nic.queues[0].tx.lock().tx().counters().frames)
-        .collect()
 }
 
 /// The guest as the worker sees it.
@@ -343,7 +422,7 @@ mod tests {
     }
 
     /// As many frames as the ring has descriptors, and more, so that these are rewritten.
-    fn exchange<K: RingKind>(packed: bool, frames: u32, sizes: &[u32]) {
+    fn exchange<K: RingKind>(packed: bool, frames: u32, sizes: &[u32], receive_buffer: Option<u32>) {
         let plan = plan(packed, 0);
         let guests = [(0, 1), (1, 0)].map(|(from, to)| {
             let sends = Traffic {
@@ -354,7 +433,10 @@ mod tests {
                 first_flow: 0,
                 sizes: sizes.to_vec(),
             };
-            (Guest::new(&plan, sends.clone(), None).unwrap(), sends)
+            (
+                Guest::new(&plan, sends.clone(), None, receive_buffer).unwrap(),
+                sends,
+            )
         });
         let traffic = guests.each_ref().map(|(_, sends)| sends.clone());
         let guests = guests.map(|(guest, _)| guest);
@@ -362,8 +444,7 @@ mod tests {
             .iter()
             .map(|guest| Port::new(&guest.layout, &guest.memory))
             .collect();
-        let memory = FrameMemory::new(CHUNKS).unwrap();
-        let _engine = start(&plan, memory, balancer(&plan), &guests, Vec::new()).unwrap();
+        let _host = Host::start(&plan, &guests).unwrap();
         verify(&mut ports, &traffic, true, Duration::ZERO, 20 * u64::from(frames)).unwrap();
     }
 
@@ -375,8 +456,21 @@ mod tests {
             (1000, &[1514]),
             (300, &[9014, 60]),
         ] {
-            exchange::<Split>(false, frames, sizes);
-            exchange::<Packed>(true, frames, sizes);
+            exchange::<Split>(false, frames, sizes, None);
+            exchange::<Packed>(true, frames, sizes, None);
+        }
+    }
+
+    /// A frame of 9014 bytes takes 5 buffers of 2048 and 18 of 512; one of 60 fills one of 72 bytes to its end.
+    #[test]
+    fn frames_arrive_in_several_buffers() {
+        for (buffer, sizes) in [
+            (2048, &[9014][..]),
+            (512, &[9014, 60, 1514]),
+            (72, &[60, 61, 200]),
+        ] {
+            exchange::<Split>(false, 256, sizes, Some(buffer));
+            exchange::<Packed>(true, 256, sizes, Some(buffer));
         }
     }
 }

@@ -6,6 +6,7 @@
 pub mod driver;
 pub mod flood;
 pub mod frames;
+pub mod idle_device;
 pub mod joined;
 pub mod latency;
 pub mod port;

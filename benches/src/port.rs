@@ -13,6 +13,8 @@ use crate::frames::{SEQUENCE, Traffic};
 
 /// Bytes of `struct virtio_net_hdr_v1`.
 pub const HEADER: u32 = 12;
+/// Where the header says how many buffers a frame is in.
+const NUM_BUFFERS: u32 = 10;
 /// Bytes of a cache line.
 const LINE: u64 = 64;
 /// A buffer's frame begins at a line, with the header before it, as DPDK's driver has it.
@@ -31,6 +33,9 @@ pub struct PortPlan {
     pub sends: Traffic,
     /// Bytes of the longest frame that it can receive.
     pub receives: u32,
+    /// Bytes of each receive buffer, at least a header's; `None`: a whole frame. In shorter ones the device spreads a frame over several
+    /// (VIRTIO_NET_F_MRG_RXBUF).
+    pub receive_buffer: Option<u32>,
     /// Bytes from one frame in memory to the next; `None`: as far apart as a guest's are.
     pub stride: Option<u32>,
     /// Asks for huge pages.
@@ -46,6 +51,8 @@ pub struct Layout {
     pub buffers: [Buffers; 2],
     /// Bytes in all.
     pub bytes: u64,
+    /// Whether a received frame may take several buffers.
+    pub merges: bool,
 }
 
 /// Buffers of a guest are not close together: DPDK's are 2304 bytes apart for frames of 1514.
@@ -70,15 +77,21 @@ impl PortPlan {
         let (receive, end) = place(4096, self.queue_size);
         let (send, end) = place(end, self.queue_size);
         let first_in = end.next_multiple_of(4096) + HEADER_OFFSET;
-        let stride_in = spacing(self.receives);
+        let room = self
+            .receive_buffer
+            .map_or(self.receives, |bytes| bytes.max(HEADER));
+        let stride_in = spacing(room);
         let first_out =
             (first_in + stride_in * u64::from(self.queue_size)).next_multiple_of(4096) + HEADER_OFFSET;
         let incoming = Buffers {
             first: first_in,
             stride: stride_in,
             count: u32::from(self.queue_size),
-            // The whole room of a guest's buffer.
-            lengths: vec![u32::try_from(stride_in - 256)?],
+            // The whole room of a guest's buffer, unless a size was asked for.
+            lengths: vec![
+                self.receive_buffer
+                    .map_or(u32::try_from(stride_in - 256)?, |_| room),
+            ],
             writable: true,
         };
         let outgoing = Buffers {
@@ -93,6 +106,7 @@ impl PortPlan {
             rings: [receive, send],
             buffers: [incoming, outgoing],
             bytes,
+            merges: room < self.receives + HEADER && self.receive_buffer.is_some(),
         })
     }
 
@@ -110,10 +124,16 @@ impl PortPlan {
         Ok(memory)
     }
 
-    /// The feature that its rings need.
+    /// The features that it cannot do without.
     #[must_use]
     pub fn needed_features(&self) -> u64 {
-        if self.packed { RING_PACKED } else { 0 }
+        let rings = if self.packed { RING_PACKED } else { 0 };
+        let buffers = if self.receive_buffer.is_some() {
+            MRG_RXBUF
+        } else {
+            0
+        };
+        rings | buffers
     }
 }
 
@@ -129,6 +149,10 @@ pub struct Port<'m, R> {
     events: Option<[RingEvents; 2]>,
     /// Notifications that the device asked for.
     pub kicks: u64,
+    /// A frame may be longer than a buffer.
+    merges: bool,
+    /// Buffers of the frame that is under way which have not come back yet.
+    to_come: u16,
 }
 
 impl<'m, R: DriverRing<'m>> Port<'m, R> {
@@ -144,6 +168,8 @@ impl<'m, R: DriverRing<'m>> Port<'m, R> {
             buffers: layout.buffers.clone(),
             events: None,
             kicks: 0,
+            merges: layout.merges,
+            to_come: 0,
         };
         port.rx.offer(port.rx.size());
         port
@@ -218,29 +244,69 @@ impl<'m, R: DriverRing<'m>> Port<'m, R> {
             .expect("a frame in memory");
     }
 
-    /// Reads the frame that has come back at a place of the receiving ring.
+    /// Frames that end in the buffers that came back from `first` on.
+    ///
+    /// # Errors
+    /// If a header says nonsense.
+    #[inline]
+    pub fn frames_in(&mut self, first: u16, count: u16) -> Result<u16> {
+        if !self.merges {
+            return Ok(count);
+        }
+        let mut frames = 0;
+        for index in 0..count {
+            if self.to_come == 0 {
+                self.to_come = self.buffers_of(self.place_after(first, index))?;
+            }
+            self.to_come -= 1;
+            frames += u16::from(self.to_come == 0);
+        }
+        Ok(frames)
+    }
+
+    /// The place in the receiving ring that is `count` after another one.
+    #[must_use]
+    pub fn place_after(&self, first: u16, count: u16) -> u16 {
+        let room = self.rx.size() - first;
+        if count < room { first + count } else { count - room }
+    }
+
+    /// How many buffers the frame has whose first one is here.
+    fn buffers_of(&self, position: u16) -> Result<u16> {
+        let at = self.buffers[0].address(u32::from(position)) + u64::from(NUM_BUFFERS);
+        let count: u16 = self.region.as_volatile_slice().read_obj(usize::try_from(at)?)?;
+        let count = u16::from_le(count);
+        ensure!(
+            count == 1 || (self.merges && (1..=self.rx.size()).contains(&count)),
+            "a header says that its frame is in {count} buffers"
+        );
+        Ok(count)
+    }
+
+    /// Reads the buffer that has come back at a place of the receiving ring, the next one of the frame that is under way or the first of a
+    /// new one; `true` if the frame is whole now.
     ///
     /// # Errors
     /// If the device says that it wrote what no device can have written.
-    pub fn read(&self, position: u16, frame: &mut Vec<u8>) -> Result<()> {
+    pub fn read(&mut self, position: u16, frame: &mut Vec<u8>) -> Result<bool> {
         let incoming = &self.buffers[0];
         let (number, written) = (u32::from(position), self.rx.written(position));
+        let header = if self.to_come == 0 { HEADER } else { 0 };
         ensure!(
-            (HEADER..=incoming.length(number)).contains(&written),
+            (header..=incoming.length(number)).contains(&written),
             "the device says that it wrote {written} bytes into a buffer of {}",
             incoming.length(number)
         );
-        let mut bytes = [0; HEADER as usize];
-        let at = usize::try_from(incoming.address(number))?;
+        let from = incoming.address(number) + u64::from(header);
+        if self.to_come == 0 {
+            frame.clear();
+            self.to_come = self.buffers_of(position)?;
+        }
+        let begin = frame.len();
+        frame.resize(begin + (written - header) as usize, 0);
         let memory = self.region.as_volatile_slice();
-        memory.read_slice(&mut bytes, at)?;
-        ensure!(
-            bytes[10..] == [1, 0],
-            "a header says that the frame is in {:?} buffers; it is in one",
-            &bytes[10..]
-        );
-        frame.resize((written - HEADER) as usize, 0);
-        memory.read_slice(frame, at + HEADER as usize)?;
-        Ok(())
+        memory.read_slice(&mut frame[begin..], usize::try_from(from)?)?;
+        self.to_come -= 1;
+        Ok(self.to_come == 0)
     }
 }

@@ -179,6 +179,12 @@ impl Balancer {
         self.table.memory_bytes()
     }
 
+    /// The addresses that the session table occupies: they should be on huge pages.
+    #[must_use]
+    pub fn table_addresses(&self) -> std::ops::Range<usize> {
+        self.table.addresses()
+    }
+
     /// Adds a frame of `frame_len` bytes that begins with `head` to a burst, with all that the balancer needs to know of it.
     #[inline]
     pub fn collect<'b>(&self, burst: &'b mut Burst, head: &[u8], frame_len: u32) -> &'b Parsed {

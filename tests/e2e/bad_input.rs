@@ -9,6 +9,7 @@ use anyhow::Result;
 use vnic_tests::binaries::binary;
 use vnic_tests::daemon::{Daemon, DaemonOptions};
 use vnic_tests::fabric::{Fabric, PEER_IPV4};
+use vnic_tests::frontend::Device;
 use vnic_tests::lag::Distribution;
 use vnic_tests::netns::Netns;
 use vnic_tests::process::wait_for;
@@ -289,6 +290,38 @@ fn a_front_end_that_misbehaves_harms_only_itself() -> Result<()> {
     sessions.advance(&scene, "after misbehaving front-ends")?;
     assert_eq!(scene.guests[0].ping(PEER_IPV4, 2, 56)?, 2);
     sessions.finish(&scene)
+}
+
+#[test]
+fn a_broken_ring_is_told_to_its_front_end_and_the_others_go_on() -> Result<()> {
+    let namespace = Netns::create("broken")?;
+    let folder = tempfile::tempdir()?;
+    let macs = ["52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:03"];
+    let ports: Vec<(&str, &str)> = ["a", "b", "c"].into_iter().zip(macs).collect();
+    let options = DaemonOptions::new(&ports, &[], 1);
+    let mut daemon = Daemon::start(&namespace, folder.path(), &options)?;
+    let connect = |port: &str| Device::connect(&daemon.socket(port), 1);
+    let (mut hostile, mut sender, mut receiver) = (connect("a")?, connect("b")?, connect("c")?);
+    hostile.break_sending_ring(0)?;
+    wait_for(
+        "the error eventfd",
+        Duration::from_secs(30),
+        Duration::from_millis(5),
+        || Ok(hostile.was_told_of_broken_ring(0).then_some(())),
+    )?;
+    let mut frame = vec![0x52, 0x54, 0, 0, 0, 3, 0x52, 0x54, 0, 0, 0, 2, 0x88, 0xb5];
+    frame.resize(60, 0x5a);
+    assert!(sender.send(0, &frame)?);
+    let received = wait_for(
+        "the frame of another guest",
+        Duration::from_secs(30),
+        Duration::from_millis(5),
+        || receiver.receive(0),
+    )?;
+    assert_eq!(received, frame);
+    daemon.process().must_run()?;
+    assert!(!hostile.was_told_of_broken_ring(0), "told once");
+    Ok(())
 }
 
 #[test]

@@ -302,6 +302,21 @@ impl Guest {
         self.call(command, ANSWER_LIMIT).map(drop)
     }
 
+    /// Has an interface use so many queue pairs from now on, as `ethtool -L IF combined N` does.
+    ///
+    /// # Errors
+    /// With what the guest said.
+    pub fn set_queue_pairs(&self, interface: &str, pairs: u32) -> Result<()> {
+        let command = Command::Configure {
+            interface: interface.to_owned(),
+            addresses: Vec::new(),
+            mac: None,
+            mtu: None,
+            queue_pairs: Some(pairs),
+        };
+        self.call(command, ANSWER_LIMIT).map(drop)
+    }
+
     /// Its interfaces but loopback.
     ///
     /// # Errors

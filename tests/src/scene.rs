@@ -82,6 +82,14 @@ impl Scene {
         Scene::build(nics, workers, guests, 1, true)
     }
 
+    /// As [`Scene::with_queues`], with one guest whose rings are packed.
+    ///
+    /// # Errors
+    /// If anything does not start.
+    pub fn with_packed_queues(nics: usize, workers: u32, queues: u32) -> Result<Scene> {
+        Scene::build(nics, workers, 1, queues, true)
+    }
+
     fn build(nics: usize, workers: u32, guests: usize, queues: u32, packed: bool) -> Result<Scene> {
         let machine = MachineLock::acquire()?;
         crate::qemu::prepare()?;

@@ -47,7 +47,7 @@ pub enum Kernel {
     Newest,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct EchoCounters {
     answered: AtomicU64,
     damaged: AtomicU64,
@@ -55,13 +55,16 @@ struct EchoCounters {
 }
 
 /// Answers the front-end's frames behind one NIC, and checks every byte of them.
-struct Echo {
+#[derive(Debug)]
+pub struct Echo {
     counters: Arc<EchoCounters>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Echo {
-    fn start(socket: PacketSocket) -> Echo {
+    /// Answers from now on, until it is dropped.
+    #[must_use]
+    pub fn start(socket: PacketSocket) -> Echo {
         let counters = Arc::new(EchoCounters::default());
         let shared = Arc::clone(&counters);
         let thread = std::thread::spawn(move || {

@@ -96,6 +96,12 @@ pub(super) struct Cli {
     #[arg(long, value_name = "MODE", help_heading = "Workers")]
     pub poll: Option<String>,
 
+    /// What idle workers of --poll adaptive sleep in: auto (io_uring where it is allowed, else epoll) or epoll [default: auto]
+    ///
+    /// Which one it is, is logged at the start. Example: --sleep-in epoll
+    #[arg(long, value_name = "MODE", help_heading = "Workers")]
+    pub sleep_in: Option<String>,
+
     /// Datapath threads, 1 to 64 [default: one for each CPU of --cpus, else 1]
     ///
     /// Example: --workers 2
@@ -170,6 +176,7 @@ impl Cli {
             topology: given(self.topology, "--topology"),
             lb: given(self.lb, "--lb"),
             poll: given(self.poll, "--poll"),
+            sleep_in: given(self.sleep_in, "--sleep-in"),
             workers: given(self.workers, "--workers"),
             cpus: given(self.cpus, "--cpus"),
             control: given(self.control, "--control"),

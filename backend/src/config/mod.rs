@@ -56,6 +56,8 @@ pub struct Config {
     pub lb: Algorithm,
     /// How workers wait.
     pub poll: PollMode,
+    /// What idle workers sleep in.
+    pub sleep_in: SleepMode,
     /// Datapath threads, 1 to [`MAX_WORKERS`].
     pub workers: usize,
     /// CPU of each worker, in order: as many as workers, or empty (workers are not pinned then).
@@ -193,6 +195,16 @@ words! {
         Busy = "busy",
         /// It spins a little, then arms notifications and sleeps.
         Adaptive = "adaptive",
+    }
+}
+
+words! {
+    /// What idle workers sleep in.
+    SleepMode {
+        /// io_uring where it is allowed, else epoll.
+        Auto = "auto",
+        /// epoll.
+        Epoll = "epoll",
     }
 }
 

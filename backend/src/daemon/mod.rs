@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tracing::{info, warn};
-use vnic_dataplane::engine::{Engine, EngineConfig, Event, Poll};
+use vnic_dataplane::engine::{Engine, EngineConfig, Event, Poll, SleepIn};
 use vnic_dataplane::fabric::{PortIndex, PortState};
 use vnic_dataplane::memory::frames::{CHUNK_SIZE, ChunkCache, FrameMemory};
 use vnic_lb::balancer::{Balancer, BalancerConfig};
@@ -28,7 +28,7 @@ use vnic_lb::limits::{SessionLimits, Timeouts};
 use vnic_lb::mac::Mac;
 use vnic_lb::nics::NicInfo;
 
-use crate::config::{Config, Endpoint, PollMode, PortConfig};
+use crate::config::{Config, Endpoint, PollMode, PortConfig, SleepMode};
 use crate::control::server::Server;
 use crate::host::activation::{Handed, Origin, PortSocket};
 use crate::host::channels::ChannelsGuard;
@@ -154,6 +154,10 @@ impl Daemon {
             poll: match config.poll {
                 PollMode::Busy => Poll::Busy,
                 PollMode::Adaptive => Poll::Adaptive,
+            },
+            sleep_in: match config.sleep_in {
+                SleepMode::Auto => SleepIn::Auto,
+                SleepMode::Epoll => SleepIn::Epoll,
             },
         };
         let nics = nic::open_all(&config, interfaces, &memory)?;

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use vnic_benches::suite::report::{MARKERS, replace_tables};
 use vnic_benches::suite::{Part, Settings, run_all};
+use vnic_tests::sys::note_interruptions;
 
 /// Measures vnicd beside its peers: same generator, one CPU each, in turn. Needs root and two CPUs.
 #[derive(Parser)]
@@ -41,6 +42,7 @@ fn main() -> Result<()> {
         std::thread::available_parallelism()?.get() >= 2,
         "the generator and the device need a CPU each"
     );
+    note_interruptions()?;
     let folder = tempfile::tempdir()?;
     let program = std::env::current_exe()?;
     let settings = Settings {

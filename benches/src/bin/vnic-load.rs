@@ -103,6 +103,9 @@ struct Common {
     /// Bytes from one frame in memory to the next, a multiple of 64; default: as far apart as guests have them.
     #[arg(long)]
     stride: Option<u32>,
+    /// Bytes of each receive buffer; default: a whole frame. Linux guests have about 1.5 to 4 KiB, and a frame takes several then.
+    #[arg(long, value_name = "BYTES")]
+    receive_buffer: Option<u32>,
     /// Negotiates VIRTIO_F_IN_ORDER (split rings).
     #[arg(long)]
     in_order: bool,
@@ -201,6 +204,7 @@ impl Common {
                 in_order: self.in_order && matches!(self.ring, Kind::Split),
                 queue_size: self.queue,
                 receives: sends.longest(),
+                receive_buffer: self.receive_buffer,
                 sends,
                 stride: self.stride,
                 pages: if self.small_pages {

@@ -162,7 +162,7 @@ pub fn place(base: u64, size: u16) -> (RingPlace, u64) {
 }
 
 /// A word that the other side reads or writes at the same time.
-fn word<T: AtomicInteger>(memory: &MmapRegion, address: u64) -> &T {
+pub(crate) fn word<T: AtomicInteger>(memory: &MmapRegion, address: u64) -> &T {
     let offset = usize::try_from(address).expect("an address in memory");
     memory
         .get_atomic_ref(offset)
@@ -170,7 +170,7 @@ fn word<T: AtomicInteger>(memory: &MmapRegion, address: u64) -> &T {
 }
 
 /// Many such words, `step` bytes from one to the next.
-fn words(memory: &MmapRegion, first: u64, step: u64, count: u16) -> Vec<&AtomicU64> {
+pub(crate) fn words(memory: &MmapRegion, first: u64, step: u64, count: u16) -> Vec<&AtomicU64> {
     (0..u64::from(count))
         .map(|index| word(memory, first + step * index))
         .collect()

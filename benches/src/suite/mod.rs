@@ -3,6 +3,7 @@
 mod adaptive;
 mod device;
 mod dpdk_guest;
+mod generator;
 mod joined;
 mod nic;
 mod ovs;
@@ -17,6 +18,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde_json::Value;
 use vnic_tests::process::run;
+use vnic_tests::sys::interrupted;
 
 use device::Device;
 use report::{Report, Section};
@@ -27,6 +29,8 @@ pub const GENERATOR_CPU: usize = 0;
 /// A part of the suite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Part {
+    /// What the generator can do.
+    Generator,
     /// VM to VM throughput.
     Vm,
     /// VM to VM latency.
@@ -143,6 +147,7 @@ fn undisturbed(who: &'static str, share: f64) -> Result<(), Disturbed> {
 
 /// Measures again while the outcome is [`Disturbed`], a few times.
 fn patiently<T>(mut measure: impl FnMut() -> Result<T>) -> Result<T> {
+    anyhow::ensure!(!interrupted(), "interrupted");
     let mut outcome = measure();
     for _ in 0..REPEATS {
         match &outcome {
@@ -194,6 +199,7 @@ pub fn run_all(settings: &Settings) -> Result<Report> {
     for part in &settings.parts {
         eprintln!("== {part:?}");
         let sections = match part {
+            Part::Generator => generator::run(settings)?,
             Part::Vm => vm::throughput(settings)?,
             Part::Latency => vm::latencies(settings)?,
             Part::DpdkGuest => dpdk_guest::throughput(settings)?,
@@ -201,6 +207,8 @@ pub fn run_all(settings: &Settings) -> Result<Report> {
             Part::Joined => joined::run(settings)?,
             Part::Nic => nic::run(settings)?,
         };
+        // Nothing is written that is only half measured.
+        anyhow::ensure!(!interrupted(), "interrupted");
         for section in &sections {
             eprintln!("\n{}", section.markdown());
         }

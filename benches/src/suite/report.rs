@@ -116,7 +116,9 @@ impl Section {
     /// The table, with the reasons for what is missing below it.
     #[must_use]
     pub fn markdown(&self) -> String {
-        let has_ratio = self.devices.iter().any(|device| device == PEER);
+        let has_ratio = [OURS, PEER]
+            .iter()
+            .all(|&name| self.devices.iter().any(|device| device == name));
         let mut text = format!("### {}\n\n{}\n\n| |", self.title, self.about);
         for device in &self.devices {
             let _ = write!(text, " {device} |");
@@ -229,6 +231,9 @@ mod tests {
             section.add("60 B", "OVS", Err(anyhow::anyhow!("no | such\npackage")));
         }
         section.add("1514 B", OURS, Ok(5.0));
+        let mut alone = Section::new("Idle", "Percent.", 1, &["kernel", PEER]);
+        alone.add("8 ports", PEER, Ok(1.0));
+        assert!(alone.markdown().contains("| 8 ports |  | 1.0 |\n"));
         let text = section.markdown();
         assert!(text.contains("| | vnicd | testpmd | OVS | vnicd : testpmd |\n|---|---|---|---|---|\n"));
         assert!(text.contains("| 60 B | 12.0 (10.0-30.0) | 10.0 (8.0-10.0) | - [1] | 1.50 |\n"));

@@ -200,4 +200,6 @@ impl<T> Shared<T> {
 }
 
 #[cfg(test)]
+mod store_buffers;
+#[cfg(test)]
 mod tests;

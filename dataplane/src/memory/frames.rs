@@ -228,6 +228,7 @@ impl FrameMemory {
     }
 
     /// First segment of a frame: at least its headers (a frame shorter than 3,500 bytes has one segment only).
+    #[inline]
     #[must_use]
     pub fn head<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
         self.check(frame);
@@ -240,6 +241,7 @@ impl FrameMemory {
     }
 
     /// The first segment, to change in place (a VLAN tag, a checksum).
+    #[inline]
     #[must_use]
     pub fn head_mut<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
         self.check(frame);

@@ -2,3 +2,6 @@
 
 pub mod frames;
 pub mod guest;
+mod huge;
+
+pub use huge::prefer_huge_pages;

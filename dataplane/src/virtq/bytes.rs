@@ -19,6 +19,23 @@ pub(super) unsafe fn read_once<T: Copy>(from: NonNull<u8>) -> T {
     unsafe { from.cast::<Unaligned<T>>().read_volatile().0 }
 }
 
+/// Sixteen bytes that are moved at once. As two words they would be written one by one and then read as a whole, which
+/// stalls: a processor forwards to a load only what a single store wrote.
+#[cfg(target_arch = "x86_64")]
+type Sixteen = std::arch::x86_64::__m128i;
+#[cfg(not(target_arch = "x86_64"))]
+type Sixteen = u128;
+
+/// Reads sixteen bytes as [`read_once`] does.
+///
+/// # Safety
+/// `from` must be valid for reading 16 bytes.
+#[inline(always)]
+pub(super) unsafe fn read_once_16(from: NonNull<u8>) -> [u8; 16] {
+    // SAFETY: as the caller vouches; both types have 16 bytes, any of which are values.
+    unsafe { std::mem::transmute(read_once::<Sixteen>(from)) }
+}
+
 /// Fills `out` from a place that the guest may be writing to, reading each byte exactly once.
 ///
 /// # Safety

@@ -123,6 +123,22 @@ pub(crate) trait Engine {
         self.core().batch.read(cursor, out)
     }
 
+    /// Starts to bring a chain's buffer into the cache, up to `len` bytes of it: its first line is on its way since it was gathered.
+    #[inline(always)]
+    fn prefetch(&self, index: usize, len: usize, direction: Direction) {
+        let batch = &self.core().batch;
+        if let Some(chain) = batch.chains().get(index) {
+            batch.prefetch(chain, len, direction);
+        }
+    }
+
+    /// Copies the bytes of a chain from `skip` on, as many as `out` takes: at once, if the chain is of one descriptor and has them.
+    /// `false`, and nothing done, if not.
+    #[inline(always)]
+    fn read_whole(&self, chain: &Chain, skip: usize, out: &mut [u8]) -> bool {
+        self.core().batch.read_whole(chain, skip, out)
+    }
+
     /// Writes bytes from the cursor on, across descriptors and chains. Returns how many there was room for.
     #[inline]
     fn write(&self, cursor: &mut Cursor, bytes: &[u8]) -> usize {

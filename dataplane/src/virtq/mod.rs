@@ -13,6 +13,8 @@ mod cursors;
 mod engine;
 mod layout;
 mod notify;
+#[cfg(test)]
+mod orderings;
 mod packed;
 mod packed_layout;
 mod signal;

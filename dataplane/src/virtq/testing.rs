@@ -6,6 +6,7 @@ use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -321,6 +322,64 @@ impl Driver {
         id
     }
 
+    /// Makes descriptors (address, length, flags but those that make them available) available as they are. Split: each goes on, if it
+    /// does, at the next, the last at the first.
+    pub(crate) fn offer_raw(&mut self, descs: &[(u64, u32, u16)]) {
+        if self.spec.packed {
+            for &(addr, len, flags) in descs {
+                let available = self.flags(self.next_desc, AVAIL_FLAG, USED_FLAG);
+                let place = self.place_of(self.next_desc);
+                self.desc(place, addr, len, place, flags | available);
+                self.next_desc += 1;
+            }
+            return;
+        }
+        let count = u16::try_from(descs.len()).unwrap();
+        for (at, &(addr, len, flags)) in (0..).zip(descs) {
+            self.desc(at, addr, len, flags, (at + 1) % count);
+        }
+        self.offer_head(0);
+    }
+
+    /// Writes a descriptor of an indirect table.
+    pub(crate) fn put_table(&self, table: u64, index: u16, addr: u64, len: u32, flags: u16) {
+        let (third, fourth) = match self.spec.packed {
+            true => (0, flags),
+            false => (flags, index + 1),
+        };
+        self.put_desc(table, index, addr, len, third, fourth);
+    }
+
+    /// Where the next chain goes, as a count: see [`Driver::wants_kick`].
+    pub(crate) fn offered(&self) -> u32 {
+        match self.spec.packed {
+            true => self.next_desc,
+            false => self.avail_idx.into(),
+        }
+    }
+
+    /// Whether the device asked for a kick for what was offered since `before`.
+    pub(crate) fn wants_kick(&self, before: u32) -> bool {
+        // What was offered is there before the device's wish is looked at.
+        fence(Ordering::SeqCst);
+        if self.spec.packed {
+            let (place, flags) = self.device_event();
+            return match flags {
+                1 => false,
+                2 if self.spec.event_idx => {
+                    (before..self.next_desc).any(|count| self.position(count) == place)
+                }
+                _ => true,
+            };
+        }
+        if !self.spec.event_idx {
+            return self.used_flags() & 1 == 0;
+        }
+        let before = u16::try_from(before).unwrap();
+        let (now, event) = (self.avail_idx, self.avail_event());
+        now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before)
+    }
+
     /// A chain that the device reads.
     pub(crate) fn send(&mut self, parts: &[&[u8]], indirect_from: Option<usize>) -> u16 {
         let mut buffers = Vec::new();
@@ -364,10 +423,13 @@ impl Driver {
     }
 
     fn used_packed(&mut self) -> Option<(u16, u32)> {
-        let (_, len, id, flags) = self.ring_desc(self.place_of(self.last_used));
+        let place = self.place_of(self.last_used);
+        let flags = self.get_u16(DESC + 16 * u64::from(place) + 14);
         if flags & (AVAIL_FLAG | USED_FLAG) != self.flags(self.last_used, AVAIL_FLAG | USED_FLAG, 0) {
             return None;
         }
+        // After the flags, before which nothing else is sure to be there.
+        let (_, len, id, _) = self.ring_desc(place);
         assert_eq!(len > 0, flags & WRITE != 0, "WRITE says that the length counts");
         // An id that is not in use is what a hostile test made available.
         let entries = self.ids.remove(&id).unwrap_or(1);

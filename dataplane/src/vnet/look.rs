@@ -1,7 +1,5 @@
 //! A first look at what a guest sends: enough to decide where each frame goes, before any of it is copied.
 
-use zerocopy::IntoBytes;
-
 use super::header::Header;
 use crate::memory::frames::{MAX_SEGMENTS, SEGMENT_SIZE};
 use crate::virtq::{Chain, Direction, Engine, HEAD, Head, More, Ring, RingError, either};
@@ -41,7 +39,7 @@ impl Look {
     #[inline]
     #[must_use]
     pub fn head(&self) -> &[u8] {
-        &self.head.as_bytes()[..HEAD.min(self.len())]
+        &self.head[..HEAD.min(self.len())]
     }
 
     /// Bytes of the frame, as the guest sends it: not padded.

@@ -2,7 +2,7 @@
 
 use super::look::Look;
 use crate::memory::frames::{ChunkCache, Frame};
-use crate::virtq::{Direction, Engine, More, Ring, RingError, either};
+use crate::virtq::{Chain, Direction, Engine, HEAD, More, Ring, RingError, either};
 
 /// Least bytes of a frame on a wire, without its check sequence.
 pub const WIRE_MIN_LEN: usize = 60;
@@ -26,14 +26,29 @@ pub fn take<'a>(
     })
 }
 
-#[inline]
+#[inline(always)]
 fn take_frame(ring: &impl Engine, index: usize, look: &Look, chunks: &mut ChunkCache) -> Option<Frame> {
     let chain = ring.chain(index)?;
     let mut frame = chunks.alloc(look.len().max(WIRE_MIN_LEN))?;
+    // Nearly every frame: in one buffer and one chunk, and not to be padded.
+    let whole = chunks.memory().head_mut(&mut frame);
+    if whole.len() == look.len()
+        && let Some((head, rest)) = whole.split_first_chunk_mut()
+        && ring.read_whole(&chain, look.skip() + HEAD, rest)
+    {
+        *head = *look.padded_head();
+        return Some(frame);
+    }
+    take_pieces(ring, &chain, look, chunks, &mut frame);
+    Some(frame)
+}
+
+/// Fills a frame piece by piece, whatever the shapes of the chain and the frame.
+fn take_pieces(ring: &impl Engine, chain: &Chain, look: &Look, chunks: &ChunkCache, frame: &mut Frame) {
     let mut head = look.head();
-    let mut cursor = ring.cursor(&chain, look.skip() + head.len());
+    let mut cursor = ring.cursor(chain, look.skip() + head.len());
     let mut left = look.len() - head.len();
-    for segment in chunks.memory().segments_mut(&mut frame) {
+    for segment in chunks.memory().segments_mut(frame) {
         let (front, rest) = segment.split_at_mut(head.len().min(segment.len()));
         let (now, later) = head.split_at(front.len());
         front.copy_from_slice(now);
@@ -43,7 +58,6 @@ fn take_frame(ring: &impl Engine, index: usize, look: &Look, chunks: &mut ChunkC
         left -= ring.read(&mut cursor, data);
         padding.fill(0);
     }
-    Some(frame)
 }
 
 /// Completes and throws away up to `max` frames that the guest sends: a ring that is started but not enabled.

@@ -36,12 +36,15 @@ impl Staged {
         }
     }
 
+    #[inline(always)]
     fn push(&mut self, destination: usize, frame: Frame) {
         let frames = &mut self.by_destination[destination];
         if frames.is_empty() {
             self.touched.push(destination);
             // Once in a destination's life; afterwards the room is there.
-            frames.reserve(BURST);
+            if frames.capacity() < BURST {
+                frames.reserve(BURST);
+            }
         }
         frames.push(frame);
     }

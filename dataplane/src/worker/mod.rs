@@ -24,8 +24,8 @@ use crate::fabric::{Fabric, Stock};
 use crate::memory::frames::{ChunkCache, Frame, FrameMemory};
 use deliver::Staged;
 use sort::Sorted;
-pub use wait::Poll;
-pub(crate) use wait::Waiter;
+pub use wait::{Poll, SleepIn};
+pub(crate) use wait::{Waiter, choose};
 
 /// Frames taken from one queue in one turn.
 const BURST: usize = 64;

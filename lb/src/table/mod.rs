@@ -12,6 +12,7 @@ mod meta;
 mod tests;
 
 use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -155,6 +156,14 @@ impl SessionTable {
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         size_of_val(&*self.buckets)
+    }
+
+    /// The addresses that the table occupies, for whoever can put them on huge pages: the table is far larger than what a
+    /// processor translates with small ones at hand.
+    #[must_use]
+    pub fn addresses(&self) -> Range<usize> {
+        let buckets = self.buckets.as_ptr_range();
+        buckets.start.addr()..buckets.end.addr()
     }
 
     #[inline]

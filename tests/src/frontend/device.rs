@@ -13,6 +13,7 @@ use super::ring::{BUFFER, FOOTPRINT, Ring, SIZE};
 
 /// Bytes of `struct virtio_net_hdr_v1`.
 const HEADER: usize = 12;
+
 struct Queue {
     ring: Ring,
     events: RingEvents,
@@ -102,6 +103,22 @@ impl Device {
             .offer(self.memory.guest(), id, u32::try_from(BUFFER)?)?;
         queue.events.kick.write(1)?;
         Ok(Some(bytes.split_off(HEADER)))
+    }
+
+    /// Claims to have made more buffers available than the sending ring of a queue pair has.
+    ///
+    /// # Errors
+    /// Those of eventfds.
+    pub fn break_sending_ring(&mut self, pair: usize) -> Result<()> {
+        let queue = &mut self.queues[2 * pair + 1];
+        queue.ring.claim_too_many(self.memory.guest())?;
+        Ok(queue.events.kick.write(1)?)
+    }
+
+    /// Whether the device has said that the sending ring of a queue pair is broken.
+    #[must_use]
+    pub fn was_told_of_broken_ring(&self, pair: usize) -> bool {
+        self.queues[2 * pair + 1].events.error.read().is_ok()
     }
 
     /// Sleeps until a receiving ring may have frames, or the time is over.

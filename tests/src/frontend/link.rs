@@ -49,6 +49,8 @@ pub struct RingEvents {
     pub kick: EventFd,
     /// Written by the device.
     pub call: EventFd,
+    /// Written by the device when it finds the ring broken.
+    pub error: EventFd,
 }
 
 /// A connection to a device; the device stops when this is dropped.
@@ -127,6 +129,7 @@ impl Link {
         let events = RingEvents {
             kick: EventFd::new(EFD_NONBLOCK)?,
             call: EventFd::new(EFD_NONBLOCK)?,
+            error: EventFd::new(EFD_NONBLOCK)?,
         };
         self.frontend.set_vring_num(index, place.size)?;
         self.set_base(index)?;
@@ -143,6 +146,7 @@ impl Link {
             },
         )?;
         self.frontend.set_vring_call(index, &events.call)?;
+        self.frontend.set_vring_err(index, &events.error)?;
         self.frontend.set_vring_kick(index, &events.kick)?;
         Ok(events)
     }

@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
 };
@@ -37,29 +36,18 @@ impl SharedMemory {
     /// At least `bytes` of zeros.
     ///
     /// # Errors
-    /// Those of memfd_create(2), fallocate(2) and mmap(2).
+    /// Those of memfd_create(2) and mmap(2).
     pub fn new(bytes: u64, pages: Pages) -> Result<SharedMemory> {
         let huge = match pages {
             Pages::Ordinary => None,
-            Pages::HugeIfFree => huge_file(bytes.next_multiple_of(HUGE_PAGE))?,
+            Pages::HugeIfFree => map_huge(bytes.next_multiple_of(HUGE_PAGE))?,
         };
         let is_huge = huge.is_some();
-        let (file, bytes) = match huge {
-            Some(file) => (file, bytes.next_multiple_of(HUGE_PAGE)),
-            None => {
-                let file = File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).context("memfd_create")?);
-                file.set_len(bytes)?;
-                (file, bytes)
-            }
+        let (file, region) = match huge {
+            Some(mapped) => mapped,
+            None => map(bytes, MFdFlags::MFD_CLOEXEC).context("mapping guest memory")?,
         };
-        let file = Arc::new(file);
-        let region = MmapRegionBuilder::new(usize::try_from(bytes)?)
-            .with_file_offset(FileOffset::from_arc(Arc::clone(&file), 0))
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            // Page faults would be taken for the device's slowness.
-            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_POPULATE)
-            .build()
-            .context("mapping guest memory")?;
+        let bytes = u64::try_from(region.size())?;
         let region = GuestRegionMmap::new(region, GuestAddress(0)).context("guest memory at address 0")?;
         Ok(SharedMemory {
             guest: GuestMemoryMmap::from_regions(vec![region])?,
@@ -119,18 +107,30 @@ impl SharedMemory {
     }
 }
 
-/// A memfd whose huge pages are all taken already: else a fault on one that is missing would be a SIGBUS.
-fn huge_file(bytes: u64) -> Result<Option<File>> {
+/// Mapped huge pages, if there are enough: the kernel sets them aside when they are mapped, or refuses.
+fn map_huge(bytes: u64) -> Result<Option<(Arc<File>, MmapRegion)>> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
-    let Ok(fd) = memfd_create(c"guest", flags) else {
-        return Ok(None);
-    };
-    let file = File::from(fd);
-    match fallocate(&file, FallocateFlags::empty(), 0, i64::try_from(bytes)?) {
-        Ok(()) => Ok(Some(file)),
-        Err(Errno::ENOSPC | Errno::ENOMEM) => Ok(None),
-        Err(errno) => Err(errno).context("taking huge pages"),
+    match map(bytes, flags) {
+        Ok(mapped) => Ok(Some(mapped)),
+        Err(error) => match error.downcast_ref::<MmapRegionError>() {
+            Some(MmapRegionError::Mmap(_)) => Ok(None),
+            // A kernel without huge pages.
+            _ if error.is::<Errno>() => Ok(None),
+            _ => Err(error),
+        },
     }
+}
+
+fn map(bytes: u64, flags: MFdFlags) -> Result<(Arc<File>, MmapRegion)> {
+    let file = Arc::new(File::from(memfd_create(c"guest", flags)?));
+    file.set_len(bytes)?;
+    let region = MmapRegionBuilder::new(usize::try_from(bytes)?)
+        .with_file_offset(FileOffset::from_arc(Arc::clone(&file), 0))
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        // Page faults would be taken for the device's slowness.
+        .with_mmap_flags(libc::MAP_SHARED | libc::MAP_POPULATE)
+        .build()?;
+    Ok((file, region))
 }
 
 #[cfg(test)]
@@ -158,10 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn ordinary_pages_serve_where_huge_ones_run_out() {
-        let memory = SharedMemory::new(64 << 40, Pages::HugeIfFree);
-        // More than any machine has: no huge pages; whether it can be mapped is the kernel's choice.
-        assert!(memory.map_or(true, |memory| !memory.is_huge()));
-        assert!(huge_file(64 << 40).unwrap().is_none());
+    fn more_huge_pages_than_there_are_are_refused_at_once() {
+        assert!(map_huge(64 << 40).unwrap().is_none());
     }
 }

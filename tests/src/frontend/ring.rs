@@ -68,6 +68,13 @@ impl Ring {
         Ok(())
     }
 
+    /// Puts the index further ahead than the ring has entries.
+    pub(super) fn claim_too_many(&mut self, memory: &GuestMemoryMmap) -> Result<()> {
+        self.available += 2 * SIZE;
+        memory.store(self.available.0, self.avail().unchecked_add(2), Ordering::Release)?;
+        Ok(())
+    }
+
     /// The next buffer that the device is done with, and how many bytes it wrote.
     pub(super) fn take(&mut self, memory: &GuestMemoryMmap) -> Result<Option<(u16, u32)>> {
         // Acquire: entry and buffer were written before the index.

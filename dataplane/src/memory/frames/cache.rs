@@ -43,7 +43,7 @@ impl ChunkCache {
 
     /// A frame with room for exactly `len` bytes (content undefined), or `None` when chunks ran out or `len` needs
     /// more than [`MAX_SEGMENTS`].
-    #[inline]
+    #[inline(always)]
     pub fn alloc(&mut self, len: usize) -> Option<Frame> {
         if len <= SHORT {
             let index = self.take(state::HELD)?;

@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::lab::{Lab, SETTINGS, STRANGER, guest_mac, tag, udp, wait_for};
+use super::lab::{Habits, Lab, SETTINGS, STRANGER, guest_mac, tag, udp, wait_for};
 use crate::counters::DropReason;
 use crate::engine::{Event, Poll};
 use crate::fabric::NicQueue;
 use crate::memory::frames::{ChunkCache, Frame};
 use crate::nic::{NicRx, NicRxCounters, NicTx, NicTxCounters};
 use crate::virtq::RingError;
+use crate::virtq::testing::{Driver, INDIRECT, Kind, MEMORY_END, NEXT, SCRATCH, WRITE};
 
 #[test]
 fn a_disabled_ring_is_emptied_and_its_frames_counted() {
@@ -36,7 +37,7 @@ fn a_broken_ring_is_reported_once_and_the_others_run() {
         // Guest TX: the driver claims more than a ring's worth.
         let before = lab.guests[0].tx.avail_idx;
         lab.guests[0].tx.set_avail(before.wrapping_add(1000));
-        lab.guests[0].kick(before);
+        lab.guests[0].kick(before.into());
         match lab.event() {
             Event::RingBroken { port, ring, error } => {
                 assert_eq!((port, ring), (0, 1));
@@ -58,6 +59,76 @@ fn a_broken_ring_is_reported_once_and_the_others_run() {
         assert_eq!(tag(&lab.receive(0)), 2);
         lab.send(1, &udp(guest_mac(2), guest_mac(1), 1, 3));
         assert_eq!(tag(&lab.receive(2)), 3);
+        lab.turn();
+        assert!(lab.engine.next_event().is_none(), "reported once");
+        lab.take_down();
+    }
+}
+
+/// What a hostile driver puts on a ring.
+type Attack = fn(&mut Driver);
+
+/// Whatever breaks a ring breaks that ring alone: it is reported once, and other guests' frames pass.
+#[test]
+fn every_broken_rule_breaks_one_ring_and_nothing_else() {
+    let attacks: [(&str, Attack); 9] = [
+        ("a chain without an end", |driver| {
+            driver.offer_raw(&[(SCRATCH, 1, NEXT)]);
+        }),
+        ("a buffer behind the memory", |driver| {
+            driver.offer_raw(&[(MEMORY_END - 1, 2, 0)]);
+        }),
+        ("a buffer at the end of the address space", |driver| {
+            driver.offer_raw(&[(u64::MAX - 1, 64, 0)]);
+        }),
+        ("an indirect table of nothing", |driver| {
+            driver.offer_raw(&[(SCRATCH, 0, INDIRECT)]);
+        }),
+        ("an indirect table of an odd length", |driver| {
+            driver.offer_raw(&[(SCRATCH, 17, INDIRECT)]);
+        }),
+        ("an indirect table behind the memory", |driver| {
+            driver.offer_raw(&[(MEMORY_END, 16, INDIRECT)]);
+        }),
+        ("an indirect table in an indirect table", |driver| {
+            driver.put_table(SCRATCH, 0, SCRATCH, 16, INDIRECT);
+            driver.offer_raw(&[(SCRATCH, 16, INDIRECT)]);
+        }),
+        ("an indirect descriptor that goes on", |driver| {
+            driver.put_table(SCRATCH, 0, SCRATCH, 16, 0);
+            driver.offer_raw(&[(SCRATCH, 16, INDIRECT | NEXT), (SCRATCH, 1, 0)]);
+        }),
+        ("readable after writable", |driver| {
+            driver.offer_raw(&[(SCRATCH, 1, WRITE | NEXT), (SCRATCH, 1, 0)]);
+        }),
+    ];
+    for kind in [Kind::Split, Kind::Packed] {
+        let habits = Habits {
+            kind,
+            ..Habits::USUAL
+        };
+        let mut lab = Lab::with_habits((1, Poll::Adaptive), 12, 0, habits);
+        for (attacker, (what, attack)) in (0..).zip(attacks) {
+            let guest = &mut lab.guests[attacker];
+            let before = guest.tx.offered();
+            attack(&mut guest.tx);
+            guest.kick(before);
+            match lab.event() {
+                Event::RingBroken { port, ring, .. } => {
+                    assert_eq!((usize::from(port), ring), (attacker, 1), "{kind:?}: {what}");
+                }
+                other => panic!("{kind:?}: {what}: {other:?}"),
+            }
+            assert!(lab.guests[attacker].tx_ring().is_broken());
+            lab.send(10, &udp(guest_mac(11), guest_mac(10), 1, 7));
+            assert_eq!(tag(&lab.receive(11)), 7, "{kind:?}: after {what}");
+        }
+        // Receive buffers that cannot be written to: the frame for them is dropped and counted.
+        lab.guests[9].rx_with_raw(&[(SCRATCH, 64, 0)]);
+        lab.publish();
+        lab.send(10, &udp(guest_mac(9), guest_mac(10), 1, 8));
+        lab.dropped(9, DropReason::RingBroken, 1);
+        assert!(matches!(lab.event(), Event::RingBroken { port: 9, ring: 0, .. }));
         lab.turn();
         assert!(lab.engine.next_event().is_none(), "reported once");
         lab.take_down();

@@ -170,7 +170,7 @@ impl Scene {
                 break;
             }
         }
-        assert_eq!(self.waiting, [], "lost");
+        assert!(self.waiting.is_empty(), "lost: {:?}", self.waiting);
         assert_eq!(self.ring.base(), self.driver.settled_base());
     }
 }
