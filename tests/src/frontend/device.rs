@@ -111,7 +111,7 @@ impl Device {
     /// Those of eventfds.
     pub fn break_sending_ring(&mut self, pair: usize) -> Result<()> {
         let queue = &mut self.queues[2 * pair + 1];
-        queue.ring.claim_too_many(&self.memory)?;
+        queue.ring.claim_too_many(self.memory.guest())?;
         Ok(queue.events.kick.write(1)?)
     }
 
