@@ -457,7 +457,10 @@ impl Driver {
 
     /// Packed: what the device wants of kicks (position, flags).
     pub(crate) fn device_event(&self) -> (u16, u16) {
-        (self.get_u16(USED), self.get_u16(USED + 2))
+        // Both with one read, as a driver does: the device may be writing them, and a place goes with its flags.
+        let words = u32::from_le_bytes(self.read(USED, 4).try_into().unwrap());
+        let [a, b, c, d] = words.to_le_bytes();
+        (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]))
     }
 
     pub(crate) fn used_idx(&self) -> u16 {
