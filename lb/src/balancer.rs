@@ -1,8 +1,12 @@
 //! The one face that `dataplane` calls: a burst of parsed frames in, a NIC for each out.
 
+#[cfg(test)]
+mod adaptive_tests;
 mod control;
 mod explain;
 mod note;
+#[cfg(test)]
+mod run_time_tests;
 #[cfg(test)]
 mod tests;
 mod turn;

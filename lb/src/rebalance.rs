@@ -25,6 +25,8 @@ const MAX_MOVES: usize = 64;
 const COOLDOWN_MS: Millis = 10_000;
 /// Rest of a session that did not pause, doubled each time.
 const REFUSED_MS: Millis = 2_000;
+/// Part of the difference above which moving a session would only turn the difference round.
+const MAX_FIT: f64 = 0.9;
 /// Part of the mean load below which a session is too light to be watched for long.
 const LIGHT: f64 = 1e-4;
 /// Shortest pause of a session that is safe to move at, in microseconds.
@@ -163,8 +165,13 @@ impl Rebalancer {
         for (key, watched) in &mut self.watched {
             let bytes = notes.bytes(watched.number);
             let before = std::mem::replace(&mut watched.bytes, bytes);
-            watched.rate = bytes.wrapping_sub(before) as f64 / seconds;
+            // One that was noted in the middle of a round has shown too little of itself.
             let is_new = !std::mem::replace(&mut watched.is_known, true);
+            watched.rate = if is_new {
+                0.0
+            } else {
+                bytes.wrapping_sub(before) as f64 / seconds
+            };
             let Some(hit) = table.lookup(key).hit else {
                 gone.push(*key);
                 continue;
@@ -189,7 +196,6 @@ impl Rebalancer {
             } else if watched.rests_until.is_some_and(|until| is_over(now, until)) {
                 watched.rests_until = None;
             }
-            // One that was noted in the middle of a round has shown too little of itself.
             if !is_new && watched.rate < mean * LIGHT && watched.rests_until.is_none() {
                 gone.push(*key);
             }
@@ -250,7 +256,7 @@ impl Rebalancer {
             };
             let misfit = |rate: f64| (rate - difference / 2.0).abs();
             let fits = |&(_, &(_, nic, rate)): &(usize, &(SessionKey, NicIndex, f64))| {
-                nic == from && rate < difference && rate > difference / 64.0
+                nic == from && rate < difference * MAX_FIT && rate > difference / 64.0
             };
             let best = movable
                 .iter()
