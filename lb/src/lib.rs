@@ -12,6 +12,7 @@ pub mod key;
 pub mod mac;
 pub mod nics;
 pub mod parse;
+pub mod pinned;
 mod plan;
 pub mod policy;
 mod rebalance;
