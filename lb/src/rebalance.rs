@@ -210,7 +210,7 @@ impl Rebalancer {
             return;
         }
         let mut rates: Vec<_> = self.watched.iter().map(|(key, one)| (one.rate, *key)).collect();
-        rates.sort_by(|a, b| a.0.total_cmp(&b.0));
+        rates.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.words().cmp(&b.1.words())));
         for (_, key) in rates.iter().take(WATCHED / 4) {
             self.forget(table, key);
         }
