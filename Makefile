@@ -33,8 +33,13 @@ test: setup ## run all tests, end-to-end ones with QEMU guests included (needs r
 	qemu/build-guest-image.sh
 	VNIC_BIN_DIR=$(RELEASE) $(CARGO) test --locked --workspace
 
-bench benchmark: ## run the benches
-	$(CARGO) bench --locked --package vnic-benches
+# BENCH=quick: two minutes instead of twenty. BENCH_OPTIONS: more of `vnic-bench --help`, such as --document docs/performance.md.
+BENCH ?= full
+BENCH_OPTIONS ?=
+bench benchmark: setup ## run the benches, then vnicd beside testpmd and OVS-DPDK (needs root; BENCH=quick: two minutes)
+	$(CARGO) build --locked --release --package vnic-backend --package vnic-benches
+	$(CARGO) bench --locked --package vnic-benches --bench '*' -- $(if $(filter quick,$(BENCH)),--quick)
+	VNIC_BIN_DIR=$(RELEASE) nice -n -20 $(RELEASE)/vnic-bench $(if $(filter quick,$(BENCH)),--quick) $(BENCH_OPTIONS)
 
 lint: ## formatting, clippy, docs, and that the committed BPF object matches its source
 	$(CARGO) fmt --all --check

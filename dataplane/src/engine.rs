@@ -24,7 +24,7 @@ use crate::memory::frames::FrameMemory;
 use crate::virtq::RingError;
 use crate::worker::{self, Waiter};
 
-pub use crate::worker::Poll;
+pub use crate::worker::{Poll, SleepIn};
 
 /// What a worker tells the control thread. Rare: never more than one for each ring, port and worker until it is answered.
 #[derive(Debug)]
@@ -109,6 +109,8 @@ pub struct EngineConfig {
     pub cpus: Vec<usize>,
     /// How they wait.
     pub poll: Poll,
+    /// What those that sleep do it in.
+    pub sleep_in: SleepIn,
 }
 
 /// Why the workers cannot be started.
@@ -183,16 +185,23 @@ impl Engine {
             threads: Vec::with_capacity(workers),
             host_macs: Arc::default(),
         };
+        let sleep_in = worker::choose(config.poll, config.sleep_in);
         for index in 0..workers {
             let cpu = (!config.cpus.is_empty()).then(|| config.cpus[index % config.cpus.len()]);
-            engine.start_worker(index, cpu, config.poll)?;
+            engine.start_worker(index, cpu, config.poll, sleep_in)?;
         }
         Ok(engine)
     }
 
-    fn start_worker(&mut self, index: usize, cpu: Option<usize>, poll: Poll) -> Result<(), EngineError> {
+    fn start_worker(
+        &mut self,
+        index: usize,
+        cpu: Option<usize>,
+        poll: Poll,
+        sleep_in: SleepIn,
+    ) -> Result<(), EngineError> {
         let shared = Arc::clone(&self.shared);
-        let waiter = Waiter::new(&shared, index, poll).map_err(|source| EngineError::Epoll {
+        let waiter = Waiter::new(&shared, index, poll, sleep_in).map_err(|source| EngineError::Epoll {
             worker: index,
             source,
         })?;

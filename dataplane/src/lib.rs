@@ -1,6 +1,7 @@
 //! Virtqueues, AF_XDP sockets, the XDP program, and the workers that move frames between them.
 //!
-//! `unsafe` lives in [`memory`], [`virtq`] and [`xsk`]; everything else here is safe code over their types.
+//! `unsafe` lives in [`memory`], [`virtq`] and [`xsk`], and where a worker hands io_uring its requests (`worker/wait/uring.rs`);
+//! everything else here is safe code over their types.
 
 pub mod checksum;
 pub mod counters;

@@ -2,8 +2,12 @@
 
 #[cfg(test)]
 mod adaptive_tests;
+mod admission;
+mod burst;
 mod control;
 mod explain;
+#[cfg(test)]
+mod flood_tests;
 mod note;
 #[cfg(test)]
 mod run_time_tests;
@@ -18,12 +22,15 @@ use std::sync::{Arc, Mutex};
 
 use arc_swap::{ArcSwap, Guard};
 
+use self::admission::Admission;
+pub use self::burst::Burst;
 use self::control::Control;
 pub use self::explain::{Explanation, NicExplained, Reason};
 use self::turn::Turn;
 use crate::counters::AllCounters;
 use crate::in_flight::InFlight;
 use crate::key::SessionKey;
+use crate::limits::{SessionLimits, Timeouts};
 use crate::nics::{AliveSet, NicIndex, NicInfo, NicSet, members};
 use crate::parse::Parsed;
 use crate::plan::{Plan, Planner};
@@ -44,6 +51,10 @@ pub struct BalancerConfig {
     pub session_capacity: usize,
     /// Workers that will call [`Balancer::steer`] and [`Balancer::observe`]. A single one is spared atomic additions.
     pub workers: usize,
+    /// When idle sessions are forgotten.
+    pub timeouts: Timeouts,
+    /// How many sessions may come.
+    pub limits: SessionLimits,
     /// Key of the slot hash, kept by the caller across restarts.
     pub hash_key: [u8; 16],
 }
@@ -56,8 +67,16 @@ pub struct Observed {
     /// Bytes of the frame, without virtio header and FCS.
     pub frame_len: u32,
     /// Timestamp value and echo of a TCP segment, by which `adaptive` measures round trips; zeros if there is none or
-    /// nobody asks: see [`Balancer::observed`].
+    /// nobody asks: see [`Balancer::collect`].
     pub timestamps: [u32; 2],
+}
+
+impl Observed {
+    const EMPTY: Observed = Observed {
+        parsed: Parsed::EMPTY,
+        frame_len: 0,
+        timestamps: [0; 2],
+    };
 }
 
 /// One session, as an operator lists it.
@@ -94,6 +113,16 @@ pub struct BalancerStats {
     pub moved: u64,
     /// Frames forwarded without a session because their buckets were full (or held by another worker for long).
     pub table_full: u64,
+    /// TCP sessions that have not finished their handshake, now; part of `sessions`.
+    pub half_open: u64,
+    /// Fragmented datagrams whose NIC is remembered, now; not part of `sessions`.
+    pub fragments: u64,
+    /// Frames forwarded without a session because of [`SessionLimits::half_open`].
+    pub half_open_full: u64,
+    /// Frames forwarded without a session because of [`SessionLimits::new_per_second`].
+    pub new_capped: u64,
+    /// First fragments that left no word for the later ones because of [`SessionLimits::fragments`].
+    pub fragments_full: u64,
 }
 
 /// Chooses NICs for frames and keeps the sessions' pins. Shared by all workers.
@@ -106,6 +135,7 @@ pub struct Balancer {
     returned: [AtomicU32; MAX_NICS],
     plan: ArcSwap<Plan>,
     table: SessionTable,
+    admission: Admission,
     counters: AllCounters,
     signals: Signals,
     in_flight: InFlight,
@@ -123,13 +153,15 @@ impl Balancer {
     pub fn new(config: &BalancerConfig) -> Arc<Balancer> {
         let mut planner = Planner::new(config.algorithm, &config.nics, config.hash_key);
         let plan = planner.plan(None);
+        let table = SessionTable::new(config.session_capacity, config.workers, &config.timeouts);
         Arc::new(Balancer {
             alive: AliveSet::default(),
             measuring: AtomicBool::new(config.algorithm == Algorithm::Adaptive),
             warming: AtomicU32::new(0),
             returned: Default::default(),
             plan: ArcSwap::from_pointee(plan),
-            table: SessionTable::new(config.session_capacity, config.workers),
+            admission: Admission::new(&config.limits, table.lanes()),
+            table,
             counters: AllCounters::new(),
             signals: Signals::new(),
             in_flight: InFlight::default(),
@@ -151,20 +183,10 @@ impl Balancer {
         self.table.memory_bytes()
     }
 
-    /// What the balancer needs to know of a frame that begins with `bytes` and is `frame_len` long.
-    #[must_use]
+    /// Adds a frame of `frame_len` bytes that begins with `head` to a burst, with all that the balancer needs to know of it.
     #[inline]
-    pub fn observed(&self, parsed: Parsed, bytes: &[u8], frame_len: u32) -> Observed {
-        let timestamps = if self.measuring.load(Relaxed) {
-            parsed.timestamps(bytes)
-        } else {
-            [0; 2]
-        };
-        Observed {
-            parsed,
-            frame_len,
-            timestamps,
-        }
+    pub fn collect<'b>(&self, burst: &'b mut Burst, head: &[u8], frame_len: u32) -> &'b Parsed {
+        burst.push(head, frame_len, self.measuring.load(Relaxed))
     }
 
     /// Frames from guests, towards NICs: `out[i]` becomes the NIC of `frames[i]`, or `None` when no NIC is alive.
@@ -196,11 +218,13 @@ impl Balancer {
         }
     }
 
-    /// Bounded upkeep (timers): called by any worker every turn or so; looks at no more than about `budget` entries.
-    pub fn upkeep(&self, now: impl Into<Clock>, budget: usize) {
+    /// Forgets idle sessions: called by any worker in every turn. Does what is due, within bounds (some ten microseconds), and returns
+    /// whether more is due already.
+    #[inline]
+    pub fn upkeep(&self, now: impl Into<Clock>) -> bool {
         let now = now.into();
-        let (turn, now) = (self.turn(0, now), now.millis);
-        self.table.expire(now, budget, &mut |meta| turn.expired(meta));
+        self.table
+            .expire(now.millis, &mut |meta| self.turn(0, now).expired(meta))
     }
 
     /// Up to `limit` sessions, in no particular order.
@@ -235,6 +259,11 @@ impl Balancer {
             repinned: self.counters.sum(|set| &set.repinned),
             moved: self.counters.sum(|set| &set.moved),
             table_full: self.counters.sum(|set| &set.table_full),
+            half_open: self.admission.half_open(),
+            fragments: self.admission.fragments(),
+            half_open_full: self.counters.sum(|set| &set.half_open_full),
+            new_capped: self.counters.sum(|set| &set.new_capped),
+            fragments_full: self.counters.sum(|set| &set.fragments_full),
         }
     }
 

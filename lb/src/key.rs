@@ -156,8 +156,8 @@ impl SessionKey {
 
     /// What the slot hash reads of a frame that has no session: its addresses, VLANs and EtherType.
     /// Never stored; no packet's session key equals it.
-    pub(crate) fn of_link(dst: u64, src: u64, vlans: [u16; 2], ethertype: u16) -> SessionKey {
-        let meta = meta(vlans, 0, u32::from(ethertype));
+    pub(crate) const fn of_link(dst: u64, src: u64, vlans: [u16; 2], ethertype: u16) -> SessionKey {
+        let meta = meta(vlans, 0, ethertype as u32);
         SessionKey {
             words: [dst, src, 0, 0, meta, KIND_L2],
         }
@@ -311,11 +311,9 @@ fn address_bits(address: IpAddr) -> u128 {
     }
 }
 
-fn meta([outer, inner]: [u16; 2], protocol: u8, low: u32) -> u64 {
-    u64::from(outer & 0xfff) << 52
-        | u64::from(inner & 0xfff) << 40
-        | u64::from(protocol) << 32
-        | u64::from(low)
+const fn meta([outer, inner]: [u16; 2], protocol: u8, low: u32) -> u64 {
+    // From does not work in constants yet; these only widen.
+    ((outer & 0xfff) as u64) << 52 | ((inner & 0xfff) as u64) << 40 | (protocol as u64) << 32 | low as u64
 }
 
 fn words(a: u128, b: u128, meta: u64, kind: u64) -> [u64; KEY_WORDS] {

@@ -9,6 +9,7 @@ mod counters;
 pub mod health;
 mod in_flight;
 pub mod key;
+pub mod limits;
 pub mod mac;
 pub mod nics;
 pub mod parse;

@@ -80,6 +80,20 @@ pub struct Parsed {
 const _: () = assert!(size_of::<Parsed>() == 64);
 
 impl Parsed {
+    /// What is said of a frame without a byte.
+    pub(crate) const EMPTY: Parsed = Parsed {
+        key: SessionKey::of_link(0, 0, [0; MAX_VLAN_TAGS], 0),
+        fragment_id: 0,
+        ethertype: 0,
+        l4: 0,
+        l3: 0,
+        protocol: 0,
+        tcp_flags: 0,
+        vlan_tags: 0,
+        class: Class::Malformed,
+        direction: Direction::AToB,
+    };
+
     /// VLAN ids, outer first, 0 where there is none. A priority tag (id 0) is skipped, as it names no VLAN.
     #[must_use]
     pub const fn vlans(&self) -> [u16; MAX_VLAN_TAGS] {
@@ -184,9 +198,18 @@ impl Parsed {
 
 /// Parses the headers of an Ethernet frame. `bytes` is its beginning (all of it, or at least the first 256 bytes).
 #[must_use]
-#[inline]
 pub fn parse(bytes: &[u8]) -> Parsed {
-    simple::parse(bytes).unwrap_or_else(|| parse_any(bytes))
+    let mut parsed = Parsed::EMPTY;
+    parse_into(bytes, &mut parsed);
+    parsed
+}
+
+/// [`parse`], with the result written where it is to stay.
+#[inline]
+pub(crate) fn parse_into(bytes: &[u8], out: &mut Parsed) {
+    if simple::parse(bytes, out).is_none() {
+        *out = parse_any(bytes);
+    }
 }
 
 /// The parser for whatever may come. [`simple::parse`] answers the same where it answers.

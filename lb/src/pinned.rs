@@ -254,6 +254,8 @@ mod tests {
             session_capacity: 16,
             workers: 1,
             hash_key: [7; 16],
+            timeouts: Default::default(),
+            limits: Default::default(),
         });
         (0..nics).for_each(|nic| {
             balancer.set_alive(nic, true, 0);

@@ -1,6 +1,5 @@
 //! What a frame does to its session: which timer runs, and when a session starts anew.
 
-use crate::Millis;
 use crate::key::{Direction, proto};
 use crate::parse::tcp_flag;
 
@@ -46,20 +45,13 @@ impl Timer {
         self as u8
     }
 
-    pub(crate) fn from_number(number: u8) -> Timer {
-        TIMERS.get(usize::from(number)).copied().unwrap_or(Timer::Other)
+    /// All timers.
+    pub(crate) const fn all() -> [Timer; TIMERS.len()] {
+        TIMERS
     }
 
-    /// Idle time after which a session is forgotten.
-    #[must_use]
-    pub const fn idle_limit_ms(self) -> Millis {
-        match self {
-            Timer::TcpReset => 10_000,
-            Timer::TcpSyn | Timer::TcpClosing | Timer::UdpOneWay | Timer::Icmp | Timer::Fragment => 30_000,
-            Timer::Other => 60_000,
-            Timer::UdpTwoWay => 120_000,
-            Timer::TcpEstablished => 3_600_000,
-        }
+    pub(crate) fn from_number(number: u8) -> Timer {
+        TIMERS.get(usize::from(number)).copied().unwrap_or(Timer::Other)
     }
 }
 
@@ -213,8 +205,9 @@ mod tests {
         let one = Progress::first(proto::UDP, 0, BToA);
         assert_eq!(one.after(0, BToA).unwrap().timer, Timer::UdpOneWay);
         assert_eq!(one.after(0, AToB).unwrap().timer, Timer::UdpTwoWay);
+        let timeouts = crate::limits::Timeouts::default();
         assert_eq!(
-            (one.timer.idle_limit_ms(), Timer::UdpTwoWay.idle_limit_ms()),
+            (timeouts.of(one.timer), timeouts.of(Timer::UdpTwoWay)),
             (30_000, 120_000)
         );
     }

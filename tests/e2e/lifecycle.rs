@@ -39,9 +39,7 @@ fn wait_reachable(scene: &Scene, index: usize) -> Result<()> {
     )
 }
 
-#[test]
-fn sigterm_ends_the_daemon_cleanly_and_a_new_one_goes_on() -> Result<()> {
-    let mut scene = Scene::set(2, 1, 1)?;
+fn terminate_and_start(mut scene: Scene) -> Result<()> {
     let sessions = scene.open_sessions(16)?;
     assert!(
         has_program(&scene, "up0")?,
@@ -62,8 +60,17 @@ fn sigterm_ends_the_daemon_cleanly_and_a_new_one_goes_on() -> Result<()> {
     sessions.finish(&scene)
 }
 
-fn kill_and_start(workers: u32) -> Result<()> {
-    let mut scene = Scene::set(2, workers, 1)?;
+#[test]
+fn sigterm_ends_the_daemon_cleanly_and_a_new_one_goes_on() -> Result<()> {
+    terminate_and_start(Scene::set(2, 1, 1)?)
+}
+
+#[test]
+fn packed_rings_go_on_after_sigterm() -> Result<()> {
+    terminate_and_start(Scene::with_packed_rings(2, 1, 1)?)
+}
+
+fn kill_and_start(mut scene: Scene) -> Result<()> {
     let sessions = scene.open_sessions(16)?;
     for round in 0..2 {
         scene.take_daemon()?.kill()?;
@@ -77,12 +84,47 @@ fn kill_and_start(workers: u32) -> Result<()> {
 
 #[test]
 fn one_worker_goes_on_after_kill_9() -> Result<()> {
-    kill_and_start(1)
+    kill_and_start(Scene::set(2, 1, 1)?)
 }
 
 #[test]
 fn two_workers_go_on_after_kill_9() -> Result<()> {
-    kill_and_start(2)
+    kill_and_start(Scene::set(2, 2, 1)?)
+}
+
+#[test]
+fn packed_rings_go_on_after_kill_9() -> Result<()> {
+    kill_and_start(Scene::with_packed_rings(2, 2, 1)?)
+}
+
+/// While no vnicd runs, the guest restarts: QEMU sends the same base for its new rings as it did for the old ones.
+#[test]
+fn a_guest_with_packed_rings_may_reboot_while_the_daemon_is_away() -> Result<()> {
+    let mut scene = Scene::with_packed_rings(2, 1, 1)?;
+    let sessions = scene.open_sessions(8)?;
+    drop(sessions);
+    scene.take_daemon()?.kill()?;
+    scene.guests[0].reboot()?;
+    scene.start_daemon()?;
+    scene.address(0)?;
+    wait_reachable(&scene, 0)?;
+    assert_eq!(scene.guests[0].ping(PEER_IPV4, 3, 56)?, 3, "after the reboot");
+    scene.open_sessions(8)?.finish(&scene)
+}
+
+/// The rings go round many times between one end and the next, and it finds them at work.
+#[test]
+fn packed_rings_under_load_go_on_after_kill_9() -> Result<()> {
+    let mut scene = Scene::with_packed_rings(2, 1, 1)?;
+    let sessions = scene.open_sessions_of(8, 10, 3000)?;
+    for round in 0..5 {
+        sessions.advance(&scene, &format!("under load, before end {round}"))?;
+        scene.take_daemon()?.kill()?;
+        wait_no_program(&scene)?;
+        scene.start_daemon()?;
+        sessions.advance(&scene, &format!("under load, after end {round}"))?;
+    }
+    sessions.finish(&scene)
 }
 
 #[test]

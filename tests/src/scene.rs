@@ -211,13 +211,21 @@ impl Scene {
     /// # Errors
     /// If one does not open.
     pub fn open_sessions(&self, each_way: u32) -> Result<Sessions> {
+        self.open_sessions_of(each_way, 50, 200)
+    }
+
+    /// As [`Scene::open_sessions`], with the pause between two messages of a session and their size.
+    ///
+    /// # Errors
+    /// If one does not open.
+    pub fn open_sessions_of(&self, each_way: u32, interval_ms: u32, message_bytes: u32) -> Result<Sessions> {
         let peer_echo = self.fabric.peer.run(|| Ok(EchoServer::start(ECHO_PORT)?))?;
         self.guests[0].tcp_echo(ECHO_PORT)?;
         let plan = |target| SessionPlan {
             target,
             count: each_way,
-            interval_ms: 50,
-            message_bytes: 200,
+            interval_ms,
+            message_bytes,
         };
         let (to_peer, to_guest) = (
             plan(endpoint(PEER_IPV4, ECHO_PORT)?),

@@ -11,7 +11,7 @@ use super::error::ConfigError;
 use super::raw::{Given, Raw, RawNic, RawPort};
 use super::{
     Algorithm, AttachMode, Config, DEFAULT_CONTROL, DEFAULT_SESSIONS, DEFAULT_STATE_DIR, Endpoint, MAX_PORTS,
-    MAX_QUEUE_PAIRS, MAX_WORKERS, NicConfig, OnOff, PollMode, PortConfig, Topology, ZeroCopy,
+    MAX_QUEUE_PAIRS, MAX_WORKERS, NicConfig, OnOff, PollMode, PortConfig, SleepMode, Topology, ZeroCopy,
 };
 use crate::host::activation::Activated;
 
@@ -56,6 +56,8 @@ pub(super) fn check(raw: Raw, activated: &Activated) -> Result<Config, ConfigErr
         nics,
         topology,
         lb: optional_word(raw.lb, Algorithm::from_word, Algorithm::WORDS)?.unwrap_or(Algorithm::Hash),
+        sleep_in: optional_word(raw.sleep_in, SleepMode::from_word, SleepMode::WORDS)?
+            .unwrap_or(SleepMode::Auto),
         poll: optional_word(raw.poll, PollMode::from_word, PollMode::WORDS)?.unwrap_or(PollMode::Adaptive),
         workers,
         cpus,
@@ -63,6 +65,7 @@ pub(super) fn check(raw: Raw, activated: &Activated) -> Result<Config, ConfigErr
         state_dir: raw
             .state_dir
             .map_or_else(|| DEFAULT_STATE_DIR.into(), |given| given.value),
+        ring_dir: raw.ring_dir.map(|given| given.value),
         sessions: raw.sessions.map_or(Ok(DEFAULT_SESSIONS), |given| {
             in_range(given.value, 1024usize, 1 << 24, &given.origin)
         })?,

@@ -96,6 +96,12 @@ pub(super) struct Cli {
     #[arg(long, value_name = "MODE", help_heading = "Workers")]
     pub poll: Option<String>,
 
+    /// What idle workers of --poll adaptive sleep in: auto (io_uring where it is allowed, else epoll) or epoll [default: auto]
+    ///
+    /// Which one it is, is logged at the start. Example: --sleep-in epoll
+    #[arg(long, value_name = "MODE", help_heading = "Workers")]
+    pub sleep_in: Option<String>,
+
     /// Datapath threads, 1 to 64 [default: one for each CPU of --cpus, else 1]
     ///
     /// Example: --workers 2
@@ -127,6 +133,13 @@ pub(super) struct Cli {
     /// Folder for what outlives the daemon, such as the key of the session hash [default: /var/lib/vnic]
     #[arg(long, value_name = "DIR", help_heading = "Daemon")]
     pub state_dir: Option<PathBuf>,
+
+    /// Folder in which each port keeps where its packed rings stand, for after a restart or crash [default: beside each socket]
+    ///
+    /// The file is the port's NAME.rings there, and PATH.rings beside a socket PATH; it is made when a guest with packed rings
+    /// connects. Example: --ring-dir /run/vnic
+    #[arg(long, value_name = "DIR", help_heading = "Daemon")]
+    pub ring_dir: Option<PathBuf>,
 
     /// TOML file with the same names as these options; the command line wins
     ///
@@ -163,10 +176,12 @@ impl Cli {
             topology: given(self.topology, "--topology"),
             lb: given(self.lb, "--lb"),
             poll: given(self.poll, "--poll"),
+            sleep_in: given(self.sleep_in, "--sleep-in"),
             workers: given(self.workers, "--workers"),
             cpus: given(self.cpus, "--cpus"),
             control: given(self.control, "--control"),
             state_dir: given(self.state_dir, "--state-dir"),
+            ring_dir: given(self.ring_dir, "--ring-dir"),
             sessions: given(self.sessions, "--sessions"),
             frames: given(self.frames, "--frames"),
             allow_default_route_nic: self.allow_default_route_nic.then_some(true),

@@ -56,6 +56,8 @@ pub struct Config {
     pub lb: Algorithm,
     /// How workers wait.
     pub poll: PollMode,
+    /// What idle workers sleep in.
+    pub sleep_in: SleepMode,
     /// Datapath threads, 1 to [`MAX_WORKERS`].
     pub workers: usize,
     /// CPU of each worker, in order: as many as workers, or empty (workers are not pinned then).
@@ -64,6 +66,8 @@ pub struct Config {
     pub control: PathBuf,
     /// Folder of the hash key.
     pub state_dir: PathBuf,
+    /// Folder of the files that keep where packed rings stand; `None`: beside each port's socket.
+    pub ring_dir: Option<PathBuf>,
     /// Sessions that the table can hold.
     pub sessions: usize,
     /// Chunks (4096 bytes) of frame memory; `None`: the daemon computes what its rings need.
@@ -191,6 +195,16 @@ words! {
         Busy = "busy",
         /// It spins a little, then arms notifications and sleeps.
         Adaptive = "adaptive",
+    }
+}
+
+words! {
+    /// What idle workers sleep in.
+    SleepMode {
+        /// io_uring where it is allowed, else epoll.
+        Auto = "auto",
+        /// epoll.
+        Epoll = "epoll",
     }
 }
 

@@ -420,6 +420,10 @@ fn the_command_line_wins_over_the_file() {
         "/ctl",
         "--state-dir",
         "/state",
+        "--ring-dir",
+        "/rings",
+        "--sleep-in",
+        "epoll",
         "--frames",
         "2048",
     ];
@@ -449,6 +453,8 @@ fn the_command_line_wins_over_the_file() {
         (config.control, config.state_dir),
         ("/ctl".into(), "/state".into())
     );
+    assert_eq!(config.ring_dir.as_deref(), Some(Path::new("/rings")));
+    assert_eq!(config.sleep_in, SleepMode::Epoll);
     assert_eq!(
         config.topology,
         Some(Topology::Lag),
@@ -494,6 +500,7 @@ fn defaults_and_short_forms() {
     );
     assert_eq!(config.control, Path::new(DEFAULT_CONTROL));
     assert_eq!(config.state_dir, Path::new(DEFAULT_STATE_DIR));
+    assert_eq!((config.ring_dir, config.sleep_in), (None, SleepMode::Auto));
     assert!(config.cpus.is_empty() && !config.allow_default_route_nic);
     let config = run(&["--fd", "3", "--nic", "eth1", "--cpus", "4,0-1"]).unwrap();
     assert_eq!((config.workers, config.cpus), (3, vec![4, 0, 1]));

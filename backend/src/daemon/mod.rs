@@ -1,6 +1,7 @@
 //! The daemon: one thread that sets everything up, then waits for front-ends, operators, workers, carriers and signals, and never
 //! for one of them alone.
 
+mod cursors;
 mod events;
 mod links;
 mod log_budget;
@@ -11,6 +12,7 @@ mod report;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,20 +20,22 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tracing::{info, warn};
-use vnic_dataplane::engine::{Engine, EngineConfig, Event, Poll};
+use vnic_dataplane::engine::{Engine, EngineConfig, Event, Poll, SleepIn};
 use vnic_dataplane::fabric::{PortIndex, PortState};
 use vnic_dataplane::memory::frames::{CHUNK_SIZE, ChunkCache, FrameMemory};
 use vnic_lb::balancer::{Balancer, BalancerConfig};
+use vnic_lb::limits::{SessionLimits, Timeouts};
 use vnic_lb::mac::Mac;
 use vnic_lb::nics::NicInfo;
 
-use crate::config::{Config, Endpoint, PollMode, PortConfig};
+use crate::config::{Config, Endpoint, PollMode, PortConfig, SleepMode};
 use crate::control::server::Server;
 use crate::host::activation::{Handed, Origin, PortSocket};
 use crate::host::channels::ChannelsGuard;
 use crate::host::notify::Notifier;
 use crate::host::{activation, cpus, hash_key, kernel, memory, privileges, socket};
 use crate::vhost::{Device, DeviceConfig, QueueNum};
+use cursors::Cursors;
 use events::{Events, Source};
 use links::HostLinks;
 use nic::NicRuntime;
@@ -140,6 +144,8 @@ impl Daemon {
             algorithm: config.lb.policy(),
             session_capacity: config.sessions,
             workers: config.workers,
+            timeouts: Timeouts::default(),
+            limits: SessionLimits::default(),
             hash_key,
         });
         let engine_config = EngineConfig {
@@ -148,6 +154,10 @@ impl Daemon {
             poll: match config.poll {
                 PollMode::Busy => Poll::Busy,
                 PollMode::Adaptive => Poll::Adaptive,
+            },
+            sleep_in: match config.sleep_in {
+                SleepMode::Auto => SleepIn::Auto,
+                SleepMode::Epoll => SleepIn::Epoll,
             },
         };
         let nics = nic::open_all(&config, interfaces, &memory)?;
@@ -198,6 +208,8 @@ impl Daemon {
                 max_queue_pairs: config.queue_pairs,
                 queue_num_as: QueueNum::default(),
             });
+            let path = socket_path(&config.endpoint, &entrance);
+            let cursors = Cursors::new(self.config.ring_dir.as_deref(), &config.name, path.as_deref());
             let mut port = PortRuntime::new(
                 state,
                 endpoint_text(&config.endpoint, &entrance),
@@ -205,6 +217,7 @@ impl Daemon {
                 config.vlan.clone(),
                 device,
                 entrance,
+                cursors,
             );
             if let Some(stream) = stream {
                 port.adopt(stream)
@@ -450,15 +463,23 @@ fn take(port: &str, fd: RawFd, origin: Origin) -> Result<(Entrance, Option<UnixS
 }
 
 fn endpoint_text(endpoint: &Endpoint, entrance: &Entrance) -> String {
-    let bound = entrance
-        .listener()
-        .and_then(|listener| listener.local_addr().ok());
-    if let Some(path) = bound.as_ref().and_then(|address| address.as_pathname()) {
+    if let Some(path) = socket_path(endpoint, entrance) {
         return path.display().to_string();
     }
     match endpoint {
         Endpoint::Socket(path) => path.display().to_string(),
         Endpoint::Fd(fd) | Endpoint::Activated(fd) => format!("fd {fd}"),
+    }
+}
+
+/// Where the socket is that front-ends connect to, if it has a path.
+fn socket_path(endpoint: &Endpoint, entrance: &Entrance) -> Option<PathBuf> {
+    match endpoint {
+        Endpoint::Socket(path) => Some(path.clone()),
+        Endpoint::Fd(_) | Endpoint::Activated(_) => {
+            let bound = entrance.listener()?.local_addr().ok()?;
+            bound.as_pathname().map(Path::to_owned)
+        }
     }
 }
 

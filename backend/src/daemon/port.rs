@@ -12,6 +12,7 @@ use vnic_dataplane::memory::frames::ChunkCache;
 use vnic_dataplane::virtq;
 use vnic_lb::mac::Mac;
 
+use super::cursors::Cursors;
 use super::events::Interest;
 use super::log_budget::LogBudget;
 use crate::host::socket::BoundListener;
@@ -80,6 +81,8 @@ pub(super) struct PortRuntime {
     entrance: Entrance,
     connection: Option<Connection>,
     device: Device,
+    /// Keeps where packed rings stand.
+    cursors: Cursors,
     /// Running rings by vhost-user index.
     rings: Vec<Option<Arc<Ring>>>,
     quiesce: Option<Quiesce>,
@@ -97,6 +100,7 @@ impl PortRuntime {
         vlan: VlanMode,
         device: Device,
         entrance: Entrance,
+        cursors: Cursors,
     ) -> PortRuntime {
         let rings = vec![None; state.pairs.len() * 2];
         PortRuntime {
@@ -107,6 +111,7 @@ impl PortRuntime {
             entrance,
             connection: None,
             device,
+            cursors,
             rings,
             quiesce: None,
             accept_paused: false,
@@ -280,6 +285,9 @@ impl PortRuntime {
         if let (Some(reply), Some(connection)) = (reply, self.connection.as_mut()) {
             connection.send(reply)?;
         }
+        for view in self.device.rings().filter(|view| view.stopped) {
+            self.cursors.forget(view.index);
+        }
         Ok(changed)
     }
 
@@ -377,13 +385,19 @@ impl PortRuntime {
             let Some(spec) = self.device.ring_spec(index) else {
                 continue;
             };
-            match virtq::Ring::new(&spec) {
-                Ok(engine) => {
+            let keep = self
+                .cursors
+                .keeping(&self.state.name, &self.device, index, spec.packed);
+            match virtq::Ring::keeping(&spec, keep.as_ref()) {
+                Ok(mut engine) => {
+                    // A predecessor may have ended between using buffers and notifying, and the driver waits still.
+                    engine.notify();
                     debug!(
                         port = self.state.name,
                         ring = index,
                         packed = spec.packed,
-                        base = spec.base,
+                        base = engine.base(),
+                        given = spec.base,
                         size = spec.size,
                         "ring starts"
                     );
@@ -435,6 +449,6 @@ fn report_broken(log: &mut LogBudget, device: &Device, port: &str, ring: usize, 
         );
     }
     if let Some(err) = device.rings().nth(ring).and_then(|view| view.err) {
-        let _ = err.write(1);
+        let _ = virtq::signal(&err);
     }
 }

@@ -216,6 +216,8 @@ impl<M: MapMemory> Device<M> {
             size: vring.size,
             addrs: vring.addrs.as_ref(),
             base: self.base(vring),
+            told: vring.told.unwrap_or(self.format().first_base()),
+            stopped: vring.stopped,
             kick: vring.kick.clone(),
             call: vring.call.clone(),
             err: vring.err.clone(),
@@ -399,7 +401,9 @@ impl<M: MapMemory> Device<M> {
             }
             Request::SetVringAddr { ring, addrs, .. } => self.vring_mut(ring)?.addrs = Some(addrs),
             Request::SetVringBase { ring, base } => {
-                self.vring_mut(ring)?.base = Some(vring::checked_base(self.format(), base)?);
+                let base = vring::checked_base(self.format(), base)?;
+                let vring = self.vring_mut(ring)?;
+                (vring.base, vring.told) = (Some(base), Some(base));
             }
             Request::SetVringEnable { ring, value } => {
                 self.vring_mut(ring)?.enabled = vring::checked_enable(value)?
@@ -411,6 +415,8 @@ impl<M: MapMemory> Device<M> {
                 vring.started = false;
                 vring.kick = None;
                 let base = self.base(self.vring(ring)?);
+                let vring = self.vring_mut(ring)?;
+                (vring.told, vring.stopped) = (Some(base), true);
                 let answer = Some(Reply::vring_state(code, ring, base));
                 return Ok(Applied {
                     answer,
@@ -420,7 +426,7 @@ impl<M: MapMemory> Device<M> {
             Request::SetVringKick { ring, fd } => {
                 let vring = self.vring_mut(ring)?;
                 vring.kick = fd;
-                vring.started = true;
+                (vring.started, vring.stopped) = (true, false);
             }
             Request::SetVringCall { ring, fd } => self.vring_mut(ring)?.call = fd,
             Request::SetVringErr { ring, fd } => self.vring_mut(ring)?.err = fd,

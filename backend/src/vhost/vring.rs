@@ -54,6 +54,10 @@ pub(super) struct Vring {
     pub(super) addrs: Option<RingAddrs>,
     /// `None` until SET_VRING_BASE or the ring's first stop.
     pub(super) base: Option<u32>,
+    /// The base as the front-end knows it: what it set, or was answered last. Between the two a ring moves on without it.
+    pub(super) told: Option<u32>,
+    /// GET_VRING_BASE came, and no SET_VRING_KICK since.
+    pub(super) stopped: bool,
     pub(super) kick: Option<Arc<EventFd>>,
     pub(super) call: Option<Arc<EventFd>>,
     pub(super) err: Option<Arc<EventFd>>,
@@ -85,6 +89,10 @@ pub struct RingView<'a> {
     pub addrs: Option<&'a RingAddrs>,
     /// Where to go on, as in GET_VRING_BASE.
     pub base: u32,
+    /// The base that the front-end set or was answered last.
+    pub told: u32,
+    /// The front-end stopped it with GET_VRING_BASE, and so knows where it stands.
+    pub stopped: bool,
     /// Readable when the driver made buffers available. `None` on a started ring: poll it. It is an eventfd, but its
     /// flags are shared with the front-end: wait for it edge-triggered and never read it.
     pub kick: Option<Arc<EventFd>>,

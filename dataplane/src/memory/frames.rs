@@ -28,12 +28,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 mod cache;
+mod frame;
 mod handover;
 mod region;
 #[cfg(test)]
 mod tests;
 
 pub use cache::ChunkCache;
+pub use frame::Frame;
+use frame::{MAX_CHUNKS, MAX_MEMORIES};
 use region::Region;
 
 /// Bytes of one chunk. AF_XDP takes no larger one (a jumbo frame is several chunks).
@@ -135,21 +138,9 @@ struct Chunk {
     len: AtomicU16,
 }
 
-/// A frame in frame memory: a chain of one or more chunks, owned by whoever holds the token.
-///
-/// Not `Copy` or `Clone`; there is no `Drop`, since giving chunks back needs a [`ChunkCache`].
-#[derive(Debug)]
-#[must_use = "a frame that is not sent or freed leaks its chunks"]
-pub struct Frame {
-    memory: u32,
-    head: u32,
-    len: u32,
-    segments: u32,
-}
-
 /// The region, the chunks' states, and the pool that workers' caches draw from.
 pub struct FrameMemory {
-    id: u32,
+    id: u16,
     region: Region,
     fd: OwnedFd,
     chunks: Box<[Chunk]>,
@@ -175,35 +166,28 @@ pub struct FrameMemoryError {
     source: std::io::Error,
 }
 
-impl Frame {
-    /// Bytes of the whole frame.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.len as usize
-    }
-
-    /// Whether the frame has no bytes at all.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Chunks of the frame: 1 to [`MAX_SEGMENTS`].
-    #[must_use]
-    pub fn segment_count(&self) -> usize {
-        self.segments as usize
-    }
-}
-
 impl FrameMemory {
     /// Maps a memfd of `chunks` chunks, on huge pages if there are enough, else on ordinary ones.
     ///
     /// # Errors
     ///
-    /// `chunks` is 0, or the kernel cannot make or map a file of that size.
+    /// `chunks` is 0 or more than 16,777,216 (64 GiB), or the kernel cannot make or map a file of that size.
     pub fn new(chunks: u32) -> Result<Arc<FrameMemory>, FrameMemoryError> {
-        static ID: AtomicU32 = AtomicU32::new(0);
+        /// Memories made so far. A frame names its own by a number that must not come again.
+        static MADE: AtomicU16 = AtomicU16::new(0);
         let bytes = chunks as usize * CHUNK_SIZE;
+        let refused = |kind: std::io::ErrorKind| FrameMemoryError {
+            bytes,
+            source: kind.into(),
+        };
+        if chunks > MAX_CHUNKS {
+            return Err(refused(std::io::ErrorKind::InvalidInput));
+        }
+        let id = MADE
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |made| {
+                (made < MAX_MEMORIES).then(|| made + 1)
+            })
+            .map_err(|_| refused(std::io::ErrorKind::QuotaExceeded))?;
         let (region, fd) = Region::new(bytes).map_err(|source| FrameMemoryError { bytes, source })?;
         let table = (0..chunks)
             .map(|_| Chunk {
@@ -214,7 +198,7 @@ impl FrameMemory {
             })
             .collect();
         Ok(Arc::new(FrameMemory {
-            id: ID.fetch_add(1, Ordering::Relaxed),
+            id,
             region,
             fd,
             chunks: table,
@@ -244,10 +228,11 @@ impl FrameMemory {
     }
 
     /// First segment of a frame: at least its headers (a frame shorter than 3,500 bytes has one segment only).
+    #[inline]
     #[must_use]
     pub fn head<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
         self.check(frame);
-        self.segment(frame.head)
+        self.segment(frame.head())
     }
 
     /// The segments in order; together they are `frame.len()` bytes.
@@ -256,10 +241,11 @@ impl FrameMemory {
     }
 
     /// The first segment, to change in place (a VLAN tag, a checksum).
+    #[inline]
     #[must_use]
     pub fn head_mut<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
         self.check(frame);
-        self.segment_mut(frame.head)
+        self.segment_mut(frame.head())
     }
 
     /// Lengthens the frame by `count` bytes in front of its first, out of the headroom; their content is undefined. `false`, and
@@ -267,7 +253,7 @@ impl FrameMemory {
     #[must_use]
     pub fn push_front(&self, frame: &mut Frame, count: u16) -> bool {
         self.check(frame);
-        let chunk = self.chunk(frame.head);
+        let chunk = self.chunk(frame.head());
         let (offset, len) = (
             chunk.offset.load(Ordering::Relaxed),
             chunk.len.load(Ordering::Relaxed),
@@ -277,7 +263,7 @@ impl FrameMemory {
         };
         chunk.offset.store(offset, Ordering::Relaxed);
         chunk.len.store(len, Ordering::Relaxed);
-        frame.len += u32::from(count);
+        frame.lengthen(count.into());
         true
     }
 
@@ -285,7 +271,7 @@ impl FrameMemory {
     #[must_use]
     pub fn pull_front(&self, frame: &mut Frame, count: u16) -> bool {
         self.check(frame);
-        let chunk = self.chunk(frame.head);
+        let chunk = self.chunk(frame.head());
         let len = chunk.len.load(Ordering::Relaxed);
         if len <= count {
             return false;
@@ -294,7 +280,7 @@ impl FrameMemory {
         let offset = chunk.offset.load(Ordering::Relaxed) + count;
         chunk.offset.store(offset, Ordering::Relaxed);
         chunk.len.store(len - count, Ordering::Relaxed);
-        frame.len -= u32::from(count);
+        frame.shorten(count.into());
         true
     }
 
@@ -364,13 +350,13 @@ impl FrameMemory {
     }
 
     fn check(&self, frame: &Frame) {
-        assert_eq!(frame.memory, self.id, "a frame of another frame memory");
+        assert_eq!(frame.memory(), self.id, "a frame of another frame memory");
     }
 
     fn indexes<'a>(&'a self, frame: &'a Frame) -> impl Iterator<Item = u32> + 'a {
         self.check(frame);
-        let mut next = frame.head;
-        (0..frame.segments).map(move |_| {
+        let mut next = frame.head();
+        (0..frame.segment_count()).map(move |_| {
             let index = next;
             next = self.chunk(index).next.load(Ordering::Relaxed);
             index

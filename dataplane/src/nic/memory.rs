@@ -75,12 +75,9 @@ pub struct MemoryTx {
     wire: Arc<Wire>,
     /// Sent and not flushed.
     queued: VecDeque<Frame>,
-    /// Flushed into a sink and not reaped.
-    swallowed: Vec<Frame>,
     depth: usize,
     frames_in_flight: usize,
     chunks_in_flight: usize,
-    sink: bool,
     counters: NicTxCounters,
 }
 
@@ -114,13 +111,7 @@ fn ends(wire: Wire) -> (MemoryRx, MemoryTx, MemoryPeer) {
         wire: wire.clone(),
         counters: NicRxCounters::default(),
     };
-    (rx, MemoryTx::new(wire.clone(), false), MemoryPeer { wire })
-}
-
-/// A sending half that swallows: everything flushed is completed at once, nobody collects it, and it costs next to nothing.
-#[must_use]
-pub fn sink(nic: u8, memory: &Arc<FrameMemory>, depth: usize) -> MemoryTx {
-    MemoryTx::new(Arc::new(Wire::new(nic, memory, depth)), true)
+    (rx, MemoryTx::new(wire.clone()), MemoryPeer { wire })
 }
 
 impl NicRx for MemoryRx {
@@ -160,16 +151,14 @@ impl NicRx for MemoryRx {
 }
 
 impl MemoryTx {
-    fn new(wire: Arc<Wire>, sink: bool) -> MemoryTx {
+    fn new(wire: Arc<Wire>) -> MemoryTx {
         let depth = wire.sending.capacity();
         MemoryTx {
             wire,
             queued: VecDeque::with_capacity(depth),
-            swallowed: Vec::with_capacity(depth),
             depth,
             frames_in_flight: 0,
             chunks_in_flight: 0,
-            sink,
             counters: NicTxCounters::default(),
         }
     }
@@ -201,10 +190,6 @@ impl NicTx for MemoryTx {
     }
 
     fn flush(&mut self) {
-        if self.sink {
-            self.swallowed.extend(self.queued.drain(..));
-            return;
-        }
         while let Some(frame) = self.queued.pop_front() {
             if let Err(frame) = self.wire.sending.push(frame) {
                 self.queued.push_front(frame);
@@ -215,7 +200,7 @@ impl NicTx for MemoryTx {
 
     fn reap(&mut self, chunks: &mut ChunkCache) -> usize {
         let mut count = 0;
-        while let Some(frame) = self.swallowed.pop().or_else(|| self.wire.completed.pop()) {
+        while let Some(frame) = self.wire.completed.pop() {
             count += self.complete(chunks, frame);
         }
         count
@@ -336,20 +321,6 @@ mod tests {
         for frame in queue {
             chunks.free(frame);
         }
-    }
-
-    #[test]
-    fn a_sink_swallows_for_ever() {
-        let memory = FrameMemory::new(64).unwrap();
-        let mut chunks = ChunkCache::new(memory.clone());
-        let mut tx = sink(1, &memory, 16);
-        for _ in 0..100 {
-            let mut queue: VecDeque<_> = (0..16).filter_map(|_| chunks.alloc(60)).collect();
-            assert_eq!(tx.send(&mut queue), 16);
-            tx.flush();
-            assert_eq!(tx.reap(&mut chunks), 16);
-        }
-        assert_eq!(tx.counters().frames, 1600);
     }
 
     #[test]

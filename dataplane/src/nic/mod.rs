@@ -2,6 +2,9 @@
 //! lets the loop be tested and benchmarked without a NIC.
 
 pub mod memory;
+mod sink;
+
+pub use sink::SinkTx;
 
 use std::os::fd::BorrowedFd;
 

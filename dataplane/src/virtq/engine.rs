@@ -1,8 +1,9 @@
 //! What both kinds of ring are to those who work on a burst.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::chain::{Batch, Chain, Cursor, Direction};
+use super::chain::{Batch, Chain, Cursor, Direction, Front, Head};
 use super::notify::Call;
 use super::walk::Tables;
 use super::{RingError, RingSpec};
@@ -65,6 +66,21 @@ pub(crate) trait Engine {
     /// Shows the driver what was completed.
     fn publish(&mut self);
 
+    /// Empties the batch, whose chains were all completed.
+    fn forget(&mut self);
+
+    /// Marks the chains from `first` up to `end`, into which `written` bytes went, as used.
+    #[inline]
+    fn complete_chains(&mut self, first: usize, end: usize, written: usize) {
+        let mut left = written;
+        for index in first..end {
+            let Some(chain) = self.chain(index) else { break };
+            let here = left.min(chain.len());
+            left -= here;
+            self.complete(&chain, u32::try_from(here).unwrap_or(u32::MAX));
+        }
+    }
+
     /// Whether VIRTIO_NET_F_MRG_RXBUF was negotiated.
     #[inline]
     fn mergeable(&self) -> bool {
@@ -89,10 +105,10 @@ pub(crate) trait Engine {
         self.core().batch.chains().len()
     }
 
-    /// Copies the first bytes of a chain, reading each once. Returns whether it has that many.
-    #[inline]
-    fn read_once(&self, chain: &Chain, out: &mut [u8]) -> bool {
-        self.core().batch.read_once(chain, out)
+    /// The beginning of a chain whose header has `skip` bytes, at least two.
+    #[inline(always)]
+    fn front(&self, chain: &Chain, skip: usize) -> Front {
+        self.core().batch.front(chain, skip)
     }
 
     /// The place of the byte that `skip` bytes of a chain precede.
@@ -107,9 +123,38 @@ pub(crate) trait Engine {
         self.core().batch.read(cursor, out)
     }
 
+    /// Copies the bytes of a chain from `skip` on, as many as `out` takes: at once, if the chain is of one descriptor and has them.
+    /// `false`, and nothing done, if not.
+    #[inline(always)]
+    fn read_whole(&self, chain: &Chain, skip: usize, out: &mut [u8]) -> bool {
+        self.core().batch.read_whole(chain, skip, out)
+    }
+
     /// Writes bytes from the cursor on, across descriptors and chains. Returns how many there was room for.
     #[inline]
     fn write(&self, cursor: &mut Cursor, bytes: &[u8]) -> usize {
         self.core().batch.write(cursor, bytes)
+    }
+
+    /// Copies up to `most` bytes from the cursor on to a cursor of another ring, across descriptors and chains of both. Returns how
+    /// many there were and had room.
+    #[inline]
+    fn transfer(&self, from: &mut Cursor, to: &impl Engine, at: &mut Cursor, most: usize) -> usize {
+        self.core().batch.transfer(from, &to.core().batch, at, most)
+    }
+
+    /// Puts `header`, `head` and then the bytes of `chain` in `rest` into a chain of another ring: at once, if both chains are of one
+    /// descriptor and have them. `false`, and nothing done, if not.
+    #[inline(always)]
+    fn pass_whole(
+        &self,
+        chain: &Chain,
+        rest: Range<usize>,
+        to: (&impl Engine, &Chain),
+        header: &[u8; 12],
+        head: &Head,
+    ) -> bool {
+        let target = (&to.0.core().batch, to.1);
+        self.core().batch.pass_whole(chain, rest, target, header, head)
     }
 }

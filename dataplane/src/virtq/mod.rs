@@ -7,12 +7,15 @@
 //! There are two formats, split and packed; each has an engine of its own. Which one a ring has is settled when it starts:
 //! [`Ring`] is asked once a burst, and what works on a burst is compiled for either `Engine`.
 
+mod bytes;
 mod chain;
+mod cursors;
 mod engine;
 mod layout;
 mod notify;
 mod packed;
 mod packed_layout;
+mod signal;
 mod split;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -22,9 +25,11 @@ mod walk;
 
 use std::sync::Arc;
 
-pub(crate) use self::chain::{Chain, Direction};
+pub(crate) use self::chain::{Chain, Direction, HEAD, Head};
+pub use self::cursors::{CursorFile, CursorFileError, CursorSlot, Keeping, MAX_RINGS};
 pub(crate) use self::engine::{Engine, More};
 pub use self::packed::PackedRing;
+pub use self::signal::signal;
 pub use self::split::SplitRing;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -92,8 +97,14 @@ pub(crate) use either;
 impl Ring {
     /// Resolves and checks the ring's addresses, and goes on from its base.
     pub fn new(spec: &RingSpec) -> Result<Ring, RingError> {
+        Ring::keeping(spec, None)
+    }
+
+    /// As [`Ring::new`]; a packed ring's position is kept for the case that this process ends, see [`PackedRing::new`]. A split
+    /// ring's is in the guest's memory.
+    pub fn keeping(spec: &RingSpec, keep: Option<&Keeping>) -> Result<Ring, RingError> {
         if spec.packed {
-            PackedRing::new(spec).map(Ring::Packed)
+            PackedRing::new(spec, keep).map(Ring::Packed)
         } else {
             SplitRing::new(spec).map(Ring::Split)
         }

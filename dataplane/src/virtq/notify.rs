@@ -1,9 +1,10 @@
 //! Telling the driver of used buffers, without ever waiting for it.
 
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
+
+use super::signal::signal;
 
 /// Whether the move of an index from `old` to `new` passes the event index that the other side asked for
 /// (virtio 1.2, 2.7.7.2 and 2.7.10: `vring_need_event`).
@@ -20,9 +21,6 @@ pub(super) struct Call {
 
 impl Call {
     pub(super) fn new(fd: Option<Arc<EventFd>>) -> Call {
-        if let Some(fd) = &fd {
-            set_nonblocking(fd);
-        }
         Call { fd, errors: 0 }
     }
 
@@ -41,30 +39,9 @@ impl Call {
     /// Writes the eventfd if there is one; returns whether it did.
     pub(super) fn signal(&mut self) -> bool {
         let Some(fd) = &self.fd else { return false };
-        match fd.write(1) {
-            Ok(()) => true,
-            // The counter is at its maximum: the driver has more than enough notifications waiting.
-            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => true,
-            Err(_) => {
-                self.errors += 1;
-                false
-            }
-        }
-    }
-}
-
-/// The front-end chose the flags of its eventfd; a full counter must not block a worker. A failure leaves things as they are.
-///
-/// The flags belong to the open file, which the front-end shares: one that clears the flag again and fills the counter can still block
-/// a worker. Asking first (poll, or the flags once more) would leave the same gap, eventfds cannot be opened anew, and their write
-/// takes no RWF_NOWAIT.
-fn set_nonblocking(fd: &EventFd) {
-    // SAFETY: fcntl with these commands touches no memory of ours.
-    unsafe {
-        let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
-        if flags >= 0 && flags & libc::O_NONBLOCK == 0 {
-            libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK);
-        }
+        let signalled = signal(fd).is_ok();
+        self.errors += u64::from(!signalled);
+        signalled
     }
 }
 
@@ -88,14 +65,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn a_full_blocking_eventfd_does_not_block() {
-        let fd = Arc::new(EventFd::new(0).unwrap());
-        fd.write(u64::MAX - 1).unwrap();
-        let mut call = Call::new(Some(fd));
-        assert!(call.signal());
-        assert_eq!(call.errors(), 0);
     }
 }

@@ -1,13 +1,16 @@
 //! The packed virtqueue (virtio 1.2, 2.8), device side.
 
+mod resume;
+
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Chain, Direction};
+use super::cursors::{CursorSlot, Keeping};
 use super::engine::{Core, Engine, More};
-use super::packed_layout::{PackedParts, Position, Wish};
+use super::packed_layout::{PackedParts, Position, UsedElement, Wish};
 use super::walk::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Stop, WALK_BUDGET, Walk};
 use super::{MAX_INDIRECT_CHAIN, RingError, RingSpec};
 
@@ -24,9 +27,8 @@ pub struct PackedRing {
     next_used: Position,
     /// Descriptors taken and not yet published as used.
     outstanding: u16,
-    /// The descriptor of the first used element that was not yet published, and the flags that will publish it and those after
-    /// it.
-    first: Option<(u16, u16)>,
+    /// The first used element that was not yet published and where it goes; it will publish those after it as well.
+    first: Option<(Position, UsedElement)>,
     /// Descriptors of used elements not yet published.
     staged: u16,
     /// Descriptors of used elements published since the last decision to notify.
@@ -35,6 +37,8 @@ pub struct PackedRing {
     must_signal: bool,
     /// Whether kicks were asked for.
     armed: bool,
+    /// Where the position is noted for a successor of this process.
+    cursor: Option<CursorSlot>,
 }
 
 // SAFETY: the addresses it holds belong to no thread, and they stay mapped while the batch in it holds the memory map.
@@ -50,14 +54,19 @@ enum Taken {
 }
 
 impl PackedRing {
-    /// Resolves and checks the ring's addresses and its base.
-    pub fn new(spec: &RingSpec) -> Result<PackedRing, RingError> {
+    /// Resolves and checks the ring's addresses and its base. With `keep`, its position is noted there from now on, and if one is noted
+    /// that the base's giver cannot know of, the ring goes on from that one.
+    pub fn new(spec: &RingSpec, keep: Option<&Keeping>) -> Result<PackedRing, RingError> {
         let parts = PackedParts::new(spec)?;
-        let (next_avail, next_used, outstanding) =
-            positions(spec.base, parts.size).ok_or(RingError::BadBase {
-                base: spec.base,
-                size: parts.size,
-            })?;
+        let kept = keep.and_then(|keep| go_on(&parts, keep));
+        let base = kept.map_or(spec.base, |at| u32::from(at.bits()) | u32::from(at.bits()) << 16);
+        let (next_avail, next_used, outstanding) = positions(base, parts.size).ok_or(RingError::BadBase {
+            base,
+            size: parts.size,
+        })?;
+        if let Some(keep) = keep {
+            keep.slot.begin(keep.session, keep.told, next_used.bits());
+        }
         // A predecessor may have asked for kicks.
         parts.set_device_wish(Wish::Never);
         Ok(PackedRing {
@@ -71,6 +80,7 @@ impl PackedRing {
             undecided: 0,
             must_signal: true,
             armed: false,
+            cursor: keep.map(|keep| keep.slot.clone()),
         })
     }
 
@@ -158,6 +168,22 @@ impl PackedRing {
         }
         if self.core.batch.is_full() {
             return Ok(Taken::NoRoom);
+        }
+        // Most chains are one buffer.
+        if flags & (DESC_F_NEXT | DESC_F_INDIRECT) == 0
+            && (flags & DESC_F_WRITE != 0) == (direction == Direction::Writable)
+        {
+            let fields = self.parts.fields(here.index);
+            if self
+                .core
+                .batch
+                .push_lone(fields.id, fields.addr, fields.len, direction)
+            {
+                *walked += 1;
+                self.next_avail = here.ahead(1, self.parts.size);
+                self.outstanding += 1;
+                return Ok(Taken::Chain);
+            }
         }
         let walk = if flags & DESC_F_INDIRECT == 0 {
             self.walk_direct(flags, direction, walked)
@@ -264,6 +290,30 @@ struct End {
     truncated: bool,
 }
 
+/// Where the ring stands by what a predecessor noted, if that is good for it. What cannot be worked on any more is given back: the
+/// frames of the predecessor's last moment are lost, their buffers are not.
+fn go_on(parts: &PackedParts, keep: &Keeping) -> Option<Position> {
+    let kept = keep.slot.kept(keep.session)?;
+    let resume::Left { at, unseen } = if kept.told == keep.told {
+        resume::left(parts, kept.moved)?
+    } else {
+        // A front-end that has worked on the ring has used all that it took.
+        let settled = |base| positions(base, parts.size).filter(|(.., outstanding)| *outstanding == 0);
+        let ((from, ..), (to, ..)) = (settled(kept.told)?, settled(keep.told)?);
+        resume::overtaken(parts, kept.moved, from, to)?
+    };
+    let Some(unseen) = unseen else { return Some(at) };
+    // What was written to the first is not known. A frame may have many buffers, so none of the others may be left with content either:
+    // drivers drop what is shorter than a header.
+    let element = |chain: &resume::Found| UsedElement::new(chain.place, chain.id, 0);
+    for chain in &unseen.others {
+        parts.store_used(chain.place.index, element(chain));
+    }
+    keep.slot.note(at.bits(), unseen.end.bits());
+    parts.release_used(at.index, element(&unseen.first));
+    Some(unseen.end)
+}
+
 /// The next descriptor to take, the next to use, and how many were taken and not used, from a ring base.
 fn positions(base: u32, size: u16) -> Option<(Position, Position, u16)> {
     let [avail_low, avail_high, used_low, used_high] = base.to_le_bytes();
@@ -329,26 +379,31 @@ impl Engine for PackedRing {
 
     #[inline]
     fn complete(&mut self, chain: &Chain, written: u32) {
-        let index = self.next_used.index;
-        self.parts.write_used(index, chain.id, written);
-        // In a used element WRITE says that the length means something (2.8.4).
-        let write = if written > 0 { DESC_F_WRITE } else { 0 };
-        let flags = self.next_used.used_flags() | write;
+        let here = self.next_used;
+        let element = UsedElement::new(here, chain.id, written);
         if self.first.is_none() {
-            self.first = Some((index, flags));
+            self.first = Some((here, element));
         } else {
-            self.parts.store_flags(index, flags);
+            self.parts.store_used(here.index, element);
         }
         self.next_used = self.next_used.ahead(chain.entries, self.parts.size);
         self.staged += chain.entries;
     }
 
     #[inline]
+    fn forget(&mut self) {
+        self.core.batch.clear();
+    }
+
+    #[inline]
     fn publish(&mut self) {
-        if let Some((index, flags)) = self.first.take() {
+        if let Some((first, element)) = self.first.take() {
+            if let Some(cursor) = &self.cursor {
+                cursor.note(first.bits(), self.next_used.bits());
+            }
             // The driver looks at used descriptors in their order, so it comes to the others only after this one, and
             // with this one it sees what was written before: the others, and the buffers' bytes.
-            self.parts.release_flags(index, flags);
+            self.parts.release_used(first.index, element);
             self.undecided = self.undecided.saturating_add(self.staged.into());
             self.outstanding -= self.staged;
             self.staged = 0;

@@ -2,9 +2,10 @@
 //! it is.
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::layout::{DESC_BYTES, RawDescriptor, resolve_part};
+use super::walk::DESC_F_WRITE;
 use super::{MAX_RING_SIZE, RingError, RingSpec};
 
 const DESC_F_AVAIL: u16 = 1 << 7;
@@ -19,6 +20,9 @@ pub(super) struct Position {
 }
 
 impl Position {
+    /// Where a new ring begins: wrap counters begin at 1 (virtio 1.2, 2.8.1).
+    pub(super) const START: Position = Position { index: 0, wrap: true };
+
     /// From the form that event suppression areas and ring bases have: the wrap counter is bit 15.
     pub(super) fn from_bits(bits: u16) -> Position {
         Position {
@@ -91,6 +95,20 @@ impl Position {
         flags & (DESC_F_AVAIL | DESC_F_USED) == expected
     }
 
+    /// Whether these flags say that the descriptor here is used and not yet made available again.
+    pub(super) fn is_used(self, flags: u16) -> bool {
+        flags & (DESC_F_AVAIL | DESC_F_USED) == self.used_flags()
+    }
+
+    /// Whether these flags say that the descriptor here was not available since it was used in the round before.
+    pub(super) fn is_unused_since_last_round(self, flags: u16) -> bool {
+        let other = Position {
+            wrap: !self.wrap,
+            ..self
+        };
+        other.is_used(flags)
+    }
+
     /// The flags that make the descriptor here used.
     #[inline]
     pub(super) fn used_flags(self) -> u16 {
@@ -103,6 +121,21 @@ pub(super) struct Fields {
     pub(super) addr: u64,
     pub(super) len: u32,
     pub(super) id: u16,
+}
+
+/// A used element (virtio 1.2, 2.8.13): length, id and flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct UsedElement(u64);
+
+impl UsedElement {
+    /// Of the chain with this id, whose first descriptor is at `place`.
+    #[inline]
+    pub(super) fn new(place: Position, id: u16, written: u32) -> UsedElement {
+        // WRITE says that the length means something (2.8.4).
+        let write = if written > 0 { DESC_F_WRITE } else { 0 };
+        let flags = place.used_flags() | write;
+        UsedElement(u64::from(written) | u64::from(id) << 32 | u64::from(flags) << 48)
+    }
 }
 
 /// What one side wants of the other's notifications (virtio 1.2, 2.8.10).
@@ -193,18 +226,6 @@ impl PackedParts {
         u16::from_le(self.flags(index).load(Ordering::Acquire))
     }
 
-    /// Stores the flags of a descriptor after everything that was stored before.
-    #[inline]
-    pub(super) fn release_flags(&self, index: u16, flags: u16) {
-        self.flags(index).store(flags.to_le(), Ordering::Release);
-    }
-
-    /// Stores the flags of a descriptor that the driver will not look at before others are released.
-    #[inline]
-    pub(super) fn store_flags(&self, index: u16, flags: u16) {
-        self.flags(index).store(flags.to_le(), Ordering::Relaxed);
-    }
-
     /// The fields of a descriptor but its flags, which were loaded before.
     #[inline]
     pub(super) fn fields(&self, index: u16) -> Fields {
@@ -217,20 +238,26 @@ impl PackedParts {
         }
     }
 
-    /// Makes a descriptor a used element, but for its flags.
+    /// Makes a descriptor a used element that the driver will not look at before another one is released.
     #[inline]
-    pub(super) fn write_used(&self, index: u16, id: u16, len: u32) {
-        let at = self.at(index);
-        // SAFETY: the length is 4-aligned at byte 8 of a mapped, 16-aligned descriptor, the id follows it. Our other
-        // accesses to them are volatile reads of this thread.
-        let (len_word, id_word) = unsafe {
-            (
-                AtomicU32::from_ptr(at.add(8).as_ptr().cast()),
-                AtomicU16::from_ptr(at.add(12).as_ptr().cast()),
-            )
-        };
-        len_word.store(len.to_le(), Ordering::Relaxed);
-        id_word.store(id.to_le(), Ordering::Relaxed);
+    pub(super) fn store_used(&self, index: u16, element: UsedElement) {
+        self.second_half(index)
+            .store(element.0.to_le(), Ordering::Relaxed);
+    }
+
+    /// Makes a descriptor a used element after everything that was stored before.
+    #[inline]
+    pub(super) fn release_used(&self, index: u16, element: UsedElement) {
+        self.second_half(index)
+            .store(element.0.to_le(), Ordering::Release);
+    }
+
+    /// All of a used element but the address, which means nothing in it. Written as one, so that it is there or not, whenever this
+    /// process ends.
+    #[inline]
+    fn second_half(&self, index: u16) -> &AtomicU64 {
+        // SAFETY: the last 8 bytes of a mapped descriptor, which is 16-aligned. Our other accesses to them are of the same thread.
+        unsafe { AtomicU64::from_ptr(self.at(index).add(8).as_ptr().cast()) }
     }
 
     /// What the driver wants of our notifications. Both words in one load: the driver may be writing them.

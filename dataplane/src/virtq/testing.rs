@@ -6,6 +6,7 @@ use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -128,7 +129,7 @@ impl Driver {
     }
 
     pub(crate) fn packed(&self) -> PackedRing {
-        PackedRing::new(&self.spec).unwrap()
+        PackedRing::new(&self.spec, None).unwrap()
     }
 
     /// The base of a ring that has used all that it took, once [`Driver::used`] has seen it.
@@ -319,6 +320,36 @@ impl Driver {
             self.next_desc += 1;
         }
         id
+    }
+
+    /// Where the next chain goes, as a count: see [`Driver::wants_kick`].
+    pub(crate) fn offered(&self) -> u32 {
+        match self.spec.packed {
+            true => self.next_desc,
+            false => self.avail_idx.into(),
+        }
+    }
+
+    /// Whether the device asked for a kick for what was offered since `before`.
+    pub(crate) fn wants_kick(&self, before: u32) -> bool {
+        // What was offered is there before the device's wish is looked at.
+        fence(Ordering::SeqCst);
+        if self.spec.packed {
+            let (place, flags) = self.device_event();
+            return match flags {
+                1 => false,
+                2 if self.spec.event_idx => {
+                    (before..self.next_desc).any(|count| self.position(count) == place)
+                }
+                _ => true,
+            };
+        }
+        if !self.spec.event_idx {
+            return self.used_flags() & 1 == 0;
+        }
+        let before = u16::try_from(before).unwrap();
+        let (now, event) = (self.avail_idx, self.avail_event());
+        now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before)
     }
 
     /// A chain that the device reads.

@@ -2,9 +2,7 @@
 
 use std::sync::Mutex;
 
-use vnic_lb::parse::parse;
-
-use super::from_guest::{addresses, frame_len};
+use super::from_guest::frame_len;
 use super::{BURST, Context};
 use crate::checksum::partial;
 use crate::counters::DropReason;
@@ -77,20 +75,18 @@ impl Context {
     fn route_one(&mut self, fabric: &Fabric, nic: &Nic, mut frame: Frame) {
         let head = self.memory.head(&frame);
         let vlan = switch::vlan_from_nic(fabric, head);
-        let decision = match addresses(head) {
+        let decision = match switch::addresses(head) {
             Some((dst, src)) => switch::from_nic(fabric, vlan, dst, src),
             None => FromNic::Drop(DropReason::TooShort),
         };
         match decision {
             FromNic::Port(port) => {
-                let parsed = parse(head);
-                let observed = self.balancer.observed(parsed, head, frame_len(&frame));
+                let parsed = self.balancer.collect(&mut self.observed, head, frame_len(&frame));
                 if nic.partial_checksums
-                    && let Some((field, value)) = partial::missing(&parsed, self.memory.segments(&frame))
+                    && let Some((field, value)) = partial::missing(parsed, self.memory.segments(&frame))
                 {
                     self.memory.write(&mut frame, field, &value);
                 }
-                self.observed.push(observed);
                 self.stage(fabric, port, frame);
             }
             FromNic::Group => {

@@ -6,29 +6,32 @@
 mod deliver;
 mod from_guest;
 mod from_nic;
+mod sort;
 #[cfg(test)]
 mod tests;
+mod to_guest;
 mod wait;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use vnic_lb::Clock;
-use vnic_lb::balancer::{Balancer, Observed};
+use vnic_lb::balancer::{Balancer, Burst};
 use vnic_lb::nics::NicIndex;
 
 use crate::engine::SharedState;
 use crate::fabric::{Fabric, Stock};
 use crate::memory::frames::{ChunkCache, Frame, FrameMemory};
 use deliver::Staged;
-pub use wait::Poll;
-pub(crate) use wait::Waiter;
+use sort::Sorted;
+pub use wait::{Poll, SleepIn};
+pub(crate) use wait::{Waiter, choose};
 
 /// Frames taken from one queue in one turn.
-const BURST: usize = 32;
+const BURST: usize = 64;
 
-/// Session-table entries looked at for expiry in one turn.
-const UPKEEP_ENTRIES: usize = 16;
+/// Turns between two looks at the clock: a look costs as much as a frame, and a turn takes microseconds at most.
+const CLOCK_TURNS: u32 = 16;
 
 /// All that a worker needs beside the [`Fabric`].
 struct Context {
@@ -38,11 +41,13 @@ struct Context {
     shared: Arc<SharedState>,
     stock: Stock,
     now: Clock,
+    /// The burst in hand from a guest.
+    sorted: Sorted,
     /// Frames of the burst in hand.
     burst: Vec<Frame>,
     /// Frames on their way out by a NIC, beside what the balancer is told of them and what it answers.
     uplink: Vec<Frame>,
-    observed: Vec<Observed>,
+    observed: Burst,
     choices: Vec<Option<NicIndex>>,
     /// Frames by destination.
     staged: Staged,
@@ -58,9 +63,10 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
         memory,
         shared: Arc::clone(&shared),
         now: Clock::default(),
+        sorted: Sorted::new(),
         burst: Vec::with_capacity(BURST),
         uplink: Vec::with_capacity(BURST),
-        observed: Vec::with_capacity(BURST),
+        observed: Burst::with_capacity(BURST),
         choices: Vec::with_capacity(BURST),
         staged: Staged::new(),
     };
@@ -68,6 +74,8 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
     shared.acknowledge(index, fabric.generation);
     waiter.watch(&fabric);
     let counters = shared.counters.of(index);
+    let mut turns_to_clock = 0;
+    let mut upkeep_due = false;
     while !shared.stopping.load(Ordering::Acquire) {
         if shared.generation.load(Ordering::Acquire) != fabric.generation {
             fabric = shared.fabric.load_full();
@@ -75,7 +83,14 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
             // From here on nothing of the old fabric is in hand: no pointer, no guard, no frame of its queues.
             shared.acknowledge(index, fabric.generation);
         }
-        context.now = shared.now();
+        if turns_to_clock == 0 {
+            turns_to_clock = CLOCK_TURNS;
+            let before = std::mem::replace(&mut context.now, shared.now());
+            if upkeep_due || before.millis != context.now.millis {
+                upkeep_due = context.balancer.upkeep(context.now);
+            }
+        }
+        turns_to_clock -= 1;
         let moved = context.turn(&fabric);
         counters.turns.add(1);
         if moved > 0 {
@@ -83,6 +98,7 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
             waiter.busy();
         } else if waiter.idle(&fabric, &mut context) {
             counters.sleeps.add(1);
+            turns_to_clock = 0;
         }
     }
 }
@@ -101,8 +117,6 @@ impl Context {
         for &nic in &share.groups {
             moved += self.poll_group(fabric, nic);
         }
-        moved += self.settle_debts(fabric);
-        self.balancer.upkeep(self.now, UPKEEP_ENTRIES);
-        moved
+        moved + self.settle_debts(fabric)
     }
 }

@@ -37,6 +37,27 @@ fn figures(balancer: &Balancer, nic: NicIndex) -> crate::signals::NicFigures {
     explanation.nics[usize::from(nic)].figures
 }
 
+/// A segment with TCP options.
+fn segment(options: &[u8]) -> Vec<u8> {
+    let mut tcp = vec![0u8; 20];
+    tcp[12] = u8::try_from((20 + options.len()) / 4).unwrap() << 4;
+    tcp[13] = ACK;
+    tcp.extend_from_slice(options);
+    let mut frame = vec![2u8; 12];
+    frame.extend_from_slice(&[8, 0]);
+    frame.extend_from_slice(&ipv4(GUEST, [10, 1, 0, 1], proto::TCP, 0, 0, &tcp));
+    frame
+}
+
+const TIMESTAMP: [u8; 12] = [1, 1, 8, 10, 0, 0, 1, 2, 0, 0, 3, 4];
+
+/// The timestamps that are read of a frame.
+fn collected(balancer: &Balancer, frame: &[u8]) -> [u32; 2] {
+    let mut burst = Burst::default();
+    balancer.collect(&mut burst, frame, 60);
+    burst[0].timestamps
+}
+
 fn with_timestamps(mut frame: Observed, value: u32, echo: u32) -> Observed {
     frame.timestamps = [value, echo];
     frame
@@ -101,8 +122,7 @@ fn late_and_foreign_answers_are_no_round_trips() {
 #[test]
 fn under_other_algorithms_nothing_is_measured() {
     let balancer = balancer(1, 100);
-    let parsed = sent(1, SYN).parsed;
-    assert_eq!(balancer.observed(parsed, &[0; 80], 60).timestamps, [0; 2]);
+    assert_eq!(collected(&balancer, &segment(&TIMESTAMP)), [0; 2]);
     steer_at(&balancer, 1_000, sent(1, SYN));
     balancer.observe(0, at(1_100), &[received(1, SYN_ACK)]);
     assert_eq!(figures(&balancer, 0).rtt_us, 0.0);
@@ -111,20 +131,12 @@ fn under_other_algorithms_nothing_is_measured() {
 #[test]
 fn timestamps_are_read_where_everybody_puts_them() {
     let balancer = adaptive(1, 100);
-    let segment = |options: &[u8]| {
-        let mut tcp = vec![0u8; 20];
-        tcp[12] = u8::try_from((20 + options.len()) / 4).unwrap() << 4;
-        tcp[13] = ACK;
-        tcp.extend_from_slice(options);
-        let mut frame = vec![2u8; 12];
-        frame.extend_from_slice(&[8, 0]);
-        frame.extend_from_slice(&ipv4(GUEST, [10, 1, 0, 1], proto::TCP, 0, 0, &tcp));
-        let parsed = crate::parse::parse(&frame);
-        balancer.observed(parsed, &frame, 60).timestamps
-    };
-    assert_eq!(segment(&[1, 1, 8, 10, 0, 0, 1, 2, 0, 0, 3, 4]), [0x102, 0x304]);
-    assert_eq!(segment(&[1, 1, 5, 10, 0, 0, 1, 2, 0, 0, 3, 4]), [0, 0], "a SACK");
-    assert_eq!(segment(&[]), [0, 0]);
+    assert_eq!(collected(&balancer, &segment(&TIMESTAMP)), [0x102, 0x304]);
+    let sack = [1, 1, 5, 10, 0, 0, 1, 2, 0, 0, 3, 4];
+    assert_eq!(collected(&balancer, &segment(&sack)), [0, 0]);
+    assert_eq!(collected(&balancer, &segment(&[])), [0, 0]);
+    let cut = segment(&TIMESTAMP);
+    assert_eq!(collected(&balancer, &cut[..cut.len() - 1]), [0, 0]);
     assert_eq!(
         observed(&ipv4(GUEST, GUEST, proto::UDP, 0, 0, &[0; 40])).timestamps,
         [0, 0]

@@ -18,6 +18,8 @@ pub(super) fn balancer(nics: u8, capacity: usize) -> Arc<Balancer> {
         algorithm: Algorithm::Hash,
         session_capacity: capacity,
         workers: 2,
+        timeouts: Timeouts::default(),
+        limits: SessionLimits::default(),
         hash_key: [7; 16],
     };
     let balancer = Balancer::new(&config);
@@ -100,6 +102,10 @@ pub(super) fn steer_one(balancer: &Balancer, now: Millis, frame: Observed) -> Op
     balancer.steer(0, now, &[frame], &mut out);
     assert_eq!(out.len(), 1);
     out[0]
+}
+
+fn upkeep_all(balancer: &Balancer, now: Millis) {
+    while balancer.upkeep(now) {}
 }
 
 pub(super) fn steer_all(balancer: &Balancer, now: Millis, sessions: u32) -> Vec<NicIndex> {
@@ -262,7 +268,7 @@ fn fragments_follow_the_first() {
         (64, 64),
         "sessions, not fragments"
     );
-    balancer.upkeep(31_002, usize::MAX);
+    upkeep_all(&balancer, 31_002);
     assert_eq!(balancer.stats().expired, 64);
     assert_eq!(balancer.stats().sessions, 0);
 }
@@ -351,7 +357,7 @@ fn workers_agree_on_every_session() {
                 balancer.observe(1, round, &frames);
                 balancer.alive().set(2, round % 2 == 1);
                 balancer.steer(1, round, &frames, &mut out);
-                balancer.upkeep(round, 1000);
+                balancer.upkeep(round);
             }
             balancer.alive().set(2, true);
         });

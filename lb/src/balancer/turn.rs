@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use arc_swap::Guard;
 
+use super::admission::Refusal;
 use super::{Balancer, Observed, is_alive};
 use crate::Millis;
 use crate::counters::Counters;
@@ -38,28 +39,31 @@ pub(super) struct Turn<'a> {
 /// Frames in a row of one session, charged to it at once.
 #[derive(Default)]
 struct Run {
-    hit: Option<Hit>,
+    /// Whose they are, if there are any.
+    hit: Hit,
     frames: u32,
     bytes: u64,
 }
 
 impl Run {
     #[inline]
-    fn add(&mut self, table: &SessionTable, now: Millis, hit: Hit, frame_len: u32) {
-        if !self.hit.is_some_and(|last| SessionTable::same_entry(&last, &hit)) {
+    fn add(&mut self, table: &SessionTable, now: Millis, hit: &Hit, frame_len: u32) {
+        if !SessionTable::same_entry(&self.hit, hit) {
             self.charge(table, now);
-            self.hit = Some(hit);
+            *self = Run {
+                hit: *hit,
+                ..Run::default()
+            };
         }
         self.frames += 1;
         self.bytes += u64::from(frame_len);
     }
 
     #[inline]
-    fn charge(&mut self, table: &SessionTable, now: Millis) {
-        if let Some(hit) = self.hit.take() {
-            table.refresh(&hit, now, self.frames, self.bytes);
+    fn charge(&self, table: &SessionTable, now: Millis) {
+        if self.frames > 0 {
+            table.refresh(&self.hit, now, self.frames, self.bytes);
         }
-        (self.frames, self.bytes) = (0, 0);
     }
 }
 
@@ -72,7 +76,7 @@ impl Turn<'_> {
         for ((frame, lookup), out) in burst.iter().zip(&lookups).zip(out.iter_mut()) {
             *out = match self.settled(frame, lookup) {
                 Some(hit) if is_alive(self.alive, hit.meta.pin()) => {
-                    run.add(&self.balancer.table, self.now, *hit, frame.frame_len);
+                    run.add(&self.balancer.table, self.now, hit, frame.frame_len);
                     Some(hit.meta.pin())
                 }
                 _ => self.steer_one(frame, lookup, &mut run),
@@ -91,7 +95,7 @@ impl Turn<'_> {
         let mut run = Run::default();
         for (frame, lookup) in burst.iter().zip(&lookups) {
             match self.settled(frame, lookup) {
-                Some(hit) => run.add(&self.balancer.table, self.now, *hit, frame.frame_len),
+                Some(hit) => run.add(&self.balancer.table, self.now, hit, frame.frame_len),
                 None => self.observe_one(frame, lookup, &mut run),
             }
         }
@@ -135,20 +139,20 @@ impl Turn<'_> {
         }
         let hit = match lookup.hit {
             Some(hit) => Some(self.advance(hit, &frame.parsed)),
-            None => {
+            None => self.open(&frame.parsed, lookup.hash, || {
                 let slots = &self.plan().slots;
-                let nic = self.choose(&frame.parsed);
-                let nic = nic.or_else(|| slots.primary(slots.slot(frame.parsed.key())));
-                nic.and_then(|nic| self.open(&frame.parsed, lookup.hash, nic))
-            }
+                self.choose(&frame.parsed)
+                    .or_else(|| slots.primary(slots.slot(frame.parsed.key())))
+            }),
         };
         if let Some(hit) = hit {
-            run.add(&self.balancer.table, self.now, hit, frame.frame_len);
+            run.add(&self.balancer.table, self.now, &hit, frame.frame_len);
         }
     }
 
     /// An entry with this state has timed out.
     pub(super) fn expired(&self, meta: Meta) {
+        self.balancer.admission.left(meta.progress().timer);
         if meta.progress().timer != Timer::Fragment {
             self.counters.expired.fetch_add(1, Relaxed);
             self.counters.leave(meta);
@@ -167,16 +171,13 @@ impl Turn<'_> {
         let parsed = &frame.parsed;
         let hit = match lookup.hit {
             Some(hit) => self.advance(hit, parsed),
-            None => {
-                let nic = self.choose(parsed)?;
-                match self.open(parsed, lookup.hash, nic) {
-                    Some(hit) => hit,
-                    // Without an entry the frame still goes out, and never by another NIC than the next one.
-                    None => return Some(nic),
-                }
-            }
+            None => match self.open(parsed, lookup.hash, || self.choose(parsed)) {
+                Some(hit) => hit,
+                // Without an entry the frame still goes out, and never by another NIC than the next one.
+                None => return self.by_slot(parsed),
+            },
         };
-        run.add(&self.balancer.table, self.now, hit, frame.frame_len);
+        run.add(&self.balancer.table, self.now, &hit, frame.frame_len);
         self.pin(hit, parsed)
     }
 
@@ -252,20 +253,28 @@ impl Turn<'_> {
         Some(nic)
     }
 
-    /// Makes the session of a frame that has none, unless another worker does so first.
-    fn open(&self, parsed: &Parsed, hash: u64, nic: NicIndex) -> Option<Hit> {
+    /// Makes the session of a frame that has none, unless another worker does so first. `None` if there may be none: the frame
+    /// does not open one, no NIC is there for it, or a cap or the table is full.
+    fn open(&self, parsed: &Parsed, hash: u64, nic: impl FnOnce() -> Option<NicIndex>) -> Option<Hit> {
+        let (balancer, flags) = (self.balancer, parsed.tcp_flags());
         let protocol = parsed.key().protocol();
-        if !may_open(protocol, parsed.tcp_flags()) {
+        let progress = Progress::first(protocol, flags, parsed.direction());
+        let admitted = if may_open(protocol, flags) {
+            balancer.admission.admit(progress.timer, self.now)
+        } else {
+            Ok(())
+        };
+        if !may_open(protocol, flags) || admitted.is_err() {
             // It may have been made since the lookup, by an earlier frame of this burst.
-            let hit = self.balancer.table.lookup(parsed.key()).hit?;
-            return Some(self.advance(hit, parsed));
+            if let Some(hit) = balancer.table.lookup(parsed.key()).hit {
+                return Some(self.advance(hit, parsed));
+            }
+            if let Err(refusal) = admitted {
+                self.refused(refusal);
+            }
+            return None;
         }
-        let meta = Meta::new(
-            nic,
-            self.now,
-            Progress::first(protocol, parsed.tcp_flags(), parsed.direction()),
-        );
-        match self.insert(parsed.key(), hash, meta)? {
+        match self.insert(parsed.key(), hash, Meta::new(nic()?, self.now, progress))? {
             Insertion::New(hit) => {
                 self.counters.created.fetch_add(1, Relaxed);
                 self.counters.enter(hit.meta);
@@ -274,6 +283,15 @@ impl Turn<'_> {
             Insertion::Existing(hit) => Some(self.advance(hit, parsed)),
             Insertion::Full => None,
         }
+    }
+
+    fn refused(&self, refusal: Refusal) {
+        let counter = match refusal {
+            Refusal::HalfOpen => &self.counters.half_open_full,
+            Refusal::NewPerSecond => &self.counters.new_capped,
+            Refusal::Fragments => &self.counters.fragments_full,
+        };
+        counter.fetch_add(1, Relaxed);
     }
 
     /// Brings a session's state up to date with one more frame. A SYN on a closed session begins another one.
@@ -303,6 +321,7 @@ impl Turn<'_> {
                         self.counters.created.fetch_add(1, Relaxed);
                     }
                     self.counters.change(hit.meta, meta);
+                    self.balancer.admission.changed(hit.meta, meta);
                     hit.meta = meta;
                     return hit;
                 }
@@ -328,10 +347,15 @@ impl Turn<'_> {
         );
         let hit = match lookup.hit {
             Some(hit) => hit,
-            None => match self.insert(&key, lookup.hash, meta) {
-                Some(Insertion::Existing(hit)) => hit,
-                _ => return,
-            },
+            None => {
+                if let Err(refusal) = self.balancer.admission.admit(Timer::Fragment, self.now) {
+                    return self.refused(refusal);
+                }
+                match self.insert(&key, lookup.hash, meta) {
+                    Some(Insertion::Existing(hit)) => hit,
+                    _ => return,
+                }
+            }
         };
         // The identification came round again: what counts is the datagram that is under way now.
         let _lost_to_another_worker = self.balancer.table.replace(&hit, meta);
@@ -356,9 +380,13 @@ impl Turn<'_> {
             .balancer
             .table
             .insert(key, hash, meta, self.now, &mut |meta| self.expired(meta));
-        if matches!(insertion, Insertion::Full) {
-            self.counters.table_full.fetch_add(1, Relaxed);
-            return None;
+        match insertion {
+            Insertion::New(_) => self.balancer.admission.entered(meta.progress().timer),
+            Insertion::Existing(_) => {}
+            Insertion::Full => {
+                self.counters.table_full.fetch_add(1, Relaxed);
+                return None;
+            }
         }
         Some(insertion)
     }

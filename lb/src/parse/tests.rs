@@ -131,6 +131,45 @@ fn protocols_without_ports_use_their_own_number() {
 }
 
 #[test]
+fn sctp_has_ports_and_icmpv6_echo_an_identifier() {
+    let sctp = parse(&link(
+        &[],
+        ethertype::IPV4,
+        &v4(A, B, proto::SCTP, 0, 0, &ports(5, 6, 12)),
+    ));
+    assert_eq!(
+        (*sctp.key(), sctp.direction()),
+        expected([0, 0], proto::SCTP, "10.0.0.2", "10.0.0.1", Selector::Ports(5, 6))
+    );
+    assert_eq!((sctp.class(), sctp.l4_offset()), (Class::Session, Some(34)));
+    let cut = parse(&link(
+        &[],
+        ethertype::IPV4,
+        &v4(A, B, proto::SCTP, 0, 0, &ports(5, 6, 11)),
+    ));
+    assert_eq!(cut.class(), Class::Malformed);
+
+    for echo in [128u8, 129] {
+        let message = [echo, 0, 0, 0, 0x12, 0x34, 0, 1];
+        let parsed = parse(&link(&[], ethertype::IPV6, &v6(1, 2, proto::ICMPV6, &message)));
+        let key = expected([0, 0], proto::ICMPV6, "fd00::1", "fd00::2", Selector::Id(0x1234)).0;
+        assert_eq!((parsed.class(), *parsed.key()), (Class::Session, key));
+    }
+    let solicitation = parse(&link(&[], ethertype::IPV6, &v6(1, 2, proto::ICMPV6, &[135; 24])));
+    assert_eq!(solicitation.class(), Class::NonSession);
+}
+
+#[test]
+fn an_authentication_header_counts_in_words() {
+    let header = [vec![proto::TCP, 4], vec![0; 22], ports(5, 6, 20)].concat();
+    let parsed = parse(&link(&[], ethertype::IPV6, &v6(1, 2, 51, &header)));
+    assert_eq!(
+        (parsed.class(), parsed.l4_offset()),
+        (Class::Session, Some(14 + 40 + 24))
+    );
+}
+
+#[test]
 fn ipv6_extension_headers_are_walked_within_caps() {
     let extension = |next: u8, len_units: u8| {
         let mut header = vec![0u8; (usize::from(len_units) + 1) * 8];
@@ -296,6 +335,37 @@ fn contradicting_ip_headers_are_malformed() {
     }
 }
 
+/// Frames of which nearly all traffic is made.
+fn plain_frames() -> Vec<Vec<u8>> {
+    let mut tcp = ports(40000, 80, 32);
+    tcp[13] = tcp_flag::ACK | tcp_flag::FIN;
+    let padded = [v4(B, A, proto::UDP, 0, 0x4000, &ports(7, 7, 9)), vec![0xee; 9]].concat();
+    let packets = [
+        (ethertype::IPV4, v4(A, B, proto::TCP, 0, 0x4000, &tcp)),
+        (ethertype::IPV4, padded),
+        (ethertype::IPV4, v4(A, A, proto::UDP, 0, 0, &ports(9, 8, 8))),
+        (ethertype::IPV6, v6(1, 2, proto::TCP, &tcp)),
+        (ethertype::IPV6, v6(2, 1, proto::UDP, &ports(1, 2, 20))),
+    ];
+    let tags: [&[_]; 3] = [&[], &[(ethertype::VLAN, 0x2064)], &[(ethertype::VLAN, 0xe000)]];
+    tags.iter()
+        .flat_map(|tags| {
+            packets
+                .iter()
+                .map(|(ethertype, packet)| link(tags, *ethertype, packet))
+        })
+        .collect()
+}
+
+#[test]
+fn plain_frames_take_the_short_way() {
+    for frame in plain_frames() {
+        let mut short = Parsed::EMPTY;
+        assert_eq!(simple::parse(&frame, &mut short), Some(()));
+        assert_eq!((short, short.class()), (parse_any(&frame), Class::Session));
+    }
+}
+
 /// Frames that reach every branch, for mutation and truncation.
 fn seeds() -> Vec<Vec<u8>> {
     let udp = ports(1, 2, 8);
@@ -343,6 +413,7 @@ fn seeds() -> Vec<Vec<u8>> {
 
 fn offsets_lie_inside(bytes: &[u8]) -> Result<(), TestCaseError> {
     let parsed = parse(bytes);
+    prop_assert_eq!(parsed, parse_any(bytes), "the short way leads to the same place");
     for offset in [parsed.l3_offset(), parsed.l4_offset()].into_iter().flatten() {
         prop_assert!((14..=bytes.len()).contains(&offset));
     }
@@ -354,7 +425,7 @@ fn offsets_lie_inside(bytes: &[u8]) -> Result<(), TestCaseError> {
 
 #[test]
 fn every_prefix_is_parsed_without_reading_past_it() {
-    for frame in seeds() {
+    for frame in seeds().into_iter().chain(plain_frames()) {
         let whole = parse(&frame);
         assert_ne!(whole.class(), Class::Malformed);
         for len in 0..frame.len() {
@@ -371,15 +442,19 @@ proptest! {
 
     #[test]
     fn mutated_frames_are_parsed(
-        seed in 0..6usize,
+        seed: prop::sample::Index,
+        len: prop::sample::Index,
+        whole: bool,
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
     ) {
-        let mut frame = seeds().swap_remove(seed);
+        let mut seeds = [seeds(), plain_frames()].concat();
+        let mut frame = seeds.swap_remove(seed.index(seeds.len()));
         for (index, byte) in changes {
             let at = index.index(frame.len());
             frame[at] = byte;
         }
-        offsets_lie_inside(&frame)?;
+        let len = if whole { frame.len() } else { len.index(frame.len()) };
+        offsets_lie_inside(&frame[..len])?;
     }
 
     #[test]

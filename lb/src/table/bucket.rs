@@ -8,10 +8,9 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, fence};
 
-use super::Meta;
+use super::{IdleLimits, Meta};
 use crate::Millis;
 use crate::key::{KEY_WORDS, KIND_MASK, SessionKey};
-use crate::state::Timer;
 
 /// Entries of a bucket.
 pub(super) const LANES: usize = 7;
@@ -114,10 +113,12 @@ impl Bucket {
         self.signatures[0].load(Relaxed)
     }
 
-    /// Brings the entry of a lane into the cache.
+    /// Brings the entry of a lane into the cache, or the header if it is no lane.
     #[inline]
     pub(super) fn touch_entry(&self, lane: usize) -> u64 {
-        self.entries.get(lane).map_or(0, |entry| entry.meta.load(Relaxed))
+        self.entries
+            .get(lane)
+            .map_or_else(|| self.touch_header(), |entry| entry.meta.load(Relaxed))
     }
 
     /// One of the lanes that carry a signature.
@@ -256,15 +257,15 @@ impl Bucket {
     }
 
     /// Lanes whose entries have been idle for longer than their timers allow, as a bit set.
-    pub(super) fn expired_lanes(&self, now: Millis) -> u8 {
+    pub(super) fn expired_lanes(&self, now: Millis, limits: &IdleLimits) -> u8 {
         let mut used = !self.lanes_with(0) & ((1 << LANES) - 1);
         let mut expired = 0;
         while used != 0 {
             let lane = used.trailing_zeros();
             used &= used - 1;
             let at = lane as usize;
-            let timer = Timer::from_number(self.timers[at].load(Relaxed));
-            if idle_ms(now, self.last_seen[at].load(Relaxed)) > timer.idle_limit_ms() {
+            let limit = limits[usize::from(self.timers[at].load(Relaxed) & 0xf)];
+            if idle_ms(now, self.last_seen[at].load(Relaxed)) > limit {
                 expired |= 1 << lane;
             }
         }

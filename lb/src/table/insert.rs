@@ -44,14 +44,12 @@ impl SessionTable {
             bytes: 0,
         };
         // Whoever inserts a key or moves it holds the lock of its first bucket, so what is not there now will not
-        // come while we hold it.
+        // come while we hold it, and the first bucket's overflow says whether to look in the second.
         let Some(first) = self.buckets[place.first].lock(LOCK_SPINS) else {
             return Insertion::Full;
         };
-        for index in [place.first, place.second] {
-            if let Some((lane, meta)) = self.buckets[index].find(&key.words(), place.signature) {
-                return Insertion::Existing(Self::hit(index, lane, meta));
-            }
+        if let Some(hit) = self.find_at(place, key) {
+            return Insertion::Existing(hit);
         }
         if let Some(lane) = self.make_room(&first, now, on_expired) {
             first.publish(lane, place.signature, &entry);
@@ -65,6 +63,12 @@ impl SessionTable {
                 second.publish(lane, place.signature, &entry);
                 return Self::inserted(place.second, lane, meta);
             }
+            // A search in vain reads the memory of a hundred buckets, so a full table has one in a millisecond and not one for
+            // each frame of a flood.
+            let crowded = crowded_mark(now);
+            if self.crowded.load(Relaxed) == crowded {
+                return Insertion::Full;
+            }
             if let Some(lane) = self.displace(&first, place.first, MOVES) {
                 first.publish(lane, place.signature, &entry);
                 return Self::inserted(place.first, lane, meta);
@@ -74,6 +78,7 @@ impl SessionTable {
                 second.publish(lane, place.signature, &entry);
                 return Self::inserted(place.second, lane, meta);
             }
+            self.crowded.store(crowded, Relaxed);
         }
         Insertion::Full
     }
@@ -124,4 +129,9 @@ impl SessionTable {
         }
         None
     }
+}
+
+/// What a search in vain leaves for the rest of its millisecond; never 0.
+pub(super) fn crowded_mark(now: Millis) -> u64 {
+    1 << 32 | u64::from(now)
 }

@@ -12,7 +12,7 @@ use crate::state::{Progress, Timer};
 ///
 /// A session that is asked to move has `moving` set, which makes a NIC that does not exist of its [`Meta::pin`]: the frame
 /// loop, which asks whether the pin is alive anyway, finds out without a question of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Meta(u64);
 
 const NIC_SHIFT: u32 = 4;

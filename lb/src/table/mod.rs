@@ -12,26 +12,32 @@ mod meta;
 mod tests;
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::AtomicUsize;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_micro_inline};
 
 pub(crate) use self::bucket::idle_ms as elapsed_ms;
 use self::bucket::{Bucket, Candidate, LANES};
+pub use self::expire::ROUND_MS;
+use self::expire::Sweep;
 pub use self::insert::Insertion;
 pub use self::meta::Meta;
 use crate::Millis;
 use crate::key::SessionKey;
+use crate::limits::Timeouts;
+use crate::state::Timer;
 
 /// Keys that one batch lookup takes: a worker's burst. More than a core has outstanding reads gain nothing.
 pub const BATCH: usize = 32;
+const _: () = assert!(BATCH <= 32, "a bit each in `lookup_batch`");
 
 /// Entries per hundred lanes that the table is sized for; beyond, insertions begin to fail now and then.
 const FILL_PERCENT: usize = 91;
 
 /// Where an entry was found, and its state then. It stays usable after the entry is gone: see the module `bucket`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Hit {
     bucket: u32,
     lane: u8,
@@ -79,9 +85,25 @@ pub struct Listed {
 pub struct SessionTable {
     buckets: Box<[Bucket]>,
     secrets: RapidSecrets,
-    cursor: AtomicUsize,
+    idle_limits: IdleLimits,
+    sweep: Mutex<Sweep>,
+    /// The millisecond up to which entries have been expired: see `expire`.
+    swept: AtomicU64,
+    /// The millisecond of the last search for room that found none: see `insert`.
+    crowded: AtomicU64,
     /// Whether several threads charge frames.
     shared: bool,
+}
+
+/// Idle time that an entry is allowed, by the number of its timer.
+type IdleLimits = [Millis; 16];
+
+fn idle_limits(timeouts: &Timeouts) -> IdleLimits {
+    let mut limits = [timeouts.of(Timer::Other); 16];
+    for timer in Timer::all() {
+        limits[usize::from(timer.number() & 0xf)] = timeouts.of(timer);
+    }
+    limits
 }
 
 /// A key's two buckets and its signature.
@@ -109,13 +131,16 @@ impl SessionTable {
     /// Allocates a table for `capacity` entries that `workers` threads charge frames to. The hash's seed is new each time, so
     /// nobody can aim at a bucket.
     #[must_use]
-    pub fn new(capacity: usize, workers: usize) -> SessionTable {
+    pub fn new(capacity: usize, workers: usize, timeouts: &Timeouts) -> SessionTable {
         let lanes = capacity.saturating_mul(100) / FILL_PERCENT;
         let buckets = lanes.div_ceil(LANES).clamp(2, u32::MAX as usize);
         SessionTable {
             buckets: (0..buckets).map(|_| Bucket::default()).collect(),
             secrets: RapidSecrets::seed(RandomState::new().hash_one(0u8)),
-            cursor: AtomicUsize::new(0),
+            idle_limits: idle_limits(timeouts),
+            sweep: Mutex::default(),
+            swept: AtomicU64::new(0),
+            crowded: AtomicU64::new(0),
             shared: workers > 1,
         }
     }
@@ -230,16 +255,29 @@ impl SessionTable {
         for probe in probes.iter() {
             touched ^= self.buckets[probe.bucket].touch_header();
         }
-        let mut elsewhere = false;
-        for (probe, lookup) in probes.iter_mut().zip(lookups.iter()) {
+        // A bit for each probe that goes on to its second bucket.
+        let mut elsewhere = 0u32;
+        for (at, (probe, lookup)) in probes.iter_mut().zip(lookups.iter()).enumerate() {
             let first = &self.buckets[probe.bucket];
             probe.candidate = first.candidate(signature(lookup.hash));
-            touched ^= first.touch_entry(usize::from(probe.candidate.lane));
             // Most buckets have sent nobody away, so most misses end here.
-            elsewhere |= probe.candidate.is_none() && first.overflow.load(Relaxed) != 0;
+            if probe.candidate.is_none() && first.overflow.load(Relaxed) != 0 {
+                probe.bucket = self.place(lookup.hash).second;
+                elsewhere |= 1 << at;
+            }
         }
-        if elsewhere {
-            touched ^= self.follow_overflow(probes, lookups);
+        // In a loop of its own, so that few instructions are between two reads and more of them are under way at once. Without a
+        // candidate it is the header that comes, of the second bucket perhaps.
+        for probe in probes.iter() {
+            touched ^= self.buckets[probe.bucket].touch_entry(usize::from(probe.candidate.lane));
+        }
+        while elsewhere != 0 {
+            let at = elsewhere.trailing_zeros() as usize;
+            elsewhere &= elsewhere - 1;
+            let (probe, lookup) = (&mut probes[at], &lookups[at]);
+            let second = &self.buckets[probe.bucket];
+            probe.candidate = second.candidate(signature(lookup.hash));
+            touched ^= second.touch_entry(usize::from(probe.candidate.lane));
         }
         std::hint::black_box(touched);
         for ((item, lookup), probe) in items.iter().zip(lookups.iter_mut()).zip(probes) {
@@ -248,34 +286,19 @@ impl SessionTable {
                 continue;
             }
             let key = key(item);
-            let confirmed = self.buckets[probe.bucket].confirm(probe.candidate, &key.words());
-            lookup.hit = match confirmed {
-                Some(meta) => Some(Self::hit(probe.bucket, probe.candidate.lane, meta)),
-                // Another key with the same signature, or a removal meanwhile.
-                None => self.find_at(self.place(lookup.hash), key),
-            };
+            // Each branch writes its own result: see `parse::simple`.
+            match self.buckets[probe.bucket].confirm(probe.candidate, &key.words()) {
+                Some(meta) => lookup.hit = Some(Self::hit(probe.bucket, probe.candidate.lane, meta)),
+                None => self.look_again(key, lookup),
+            }
         }
     }
 
-    /// Points the probes that found nothing where their bucket has sent entries away to their second bucket.
+    /// For another key with the same signature, or a removal meanwhile.
     #[cold]
     #[inline(never)]
-    fn follow_overflow(&self, probes: &mut [Probe], lookups: &[Lookup; BATCH]) -> u64 {
-        let mut touched = 0;
-        for (probe, lookup) in probes.iter_mut().zip(lookups) {
-            if probe.candidate.is_none() && self.buckets[probe.bucket].overflow.load(Relaxed) != 0 {
-                probe.bucket = self.place(lookup.hash).second;
-                touched ^= self.buckets[probe.bucket].touch_header();
-            }
-        }
-        for (probe, lookup) in probes.iter_mut().zip(lookups) {
-            if probe.candidate.is_none() {
-                let bucket = &self.buckets[probe.bucket];
-                probe.candidate = bucket.candidate(signature(lookup.hash));
-                touched ^= bucket.touch_entry(usize::from(probe.candidate.lane));
-            }
-        }
-        touched
+    fn look_again(&self, key: &SessionKey, lookup: &mut Lookup) {
+        lookup.hit = self.find_at(self.place(lookup.hash), key);
     }
 
     /// Charges frames to an entry and restarts its timer.

@@ -61,9 +61,15 @@ fn batch_pins(table: &SessionTable, numbers: &[u32]) -> Vec<Option<u8>> {
 #[test]
 fn the_promised_capacity_fits_in_81_bytes_each() {
     const CAPACITY: u32 = 50_000;
-    let table = SessionTable::new(CAPACITY as usize, 1);
+    let table = SessionTable::new(CAPACITY as usize, 1, &Timeouts::default());
     let stored: Vec<bool> = (0..CAPACITY)
-        .map(|number| matches!(insert(&table, number, Timer::Other, 0), Insertion::New(_)))
+        // Fifty in a millisecond, as only one search in each may be in vain.
+        .map(|number| {
+            matches!(
+                insert(&table, number, Timer::Other, number / 50),
+                Insertion::New(_)
+            )
+        })
         .collect();
     let full = stored.iter().filter(|stored| !**stored).count();
     assert!(full < 50, "{full} of {CAPACITY} found no room");
@@ -85,7 +91,7 @@ fn the_promised_capacity_fits_in_81_bytes_each() {
 
 #[test]
 fn beyond_its_memory_it_refuses_and_keeps_what_it_has() {
-    let table = SessionTable::new(100, 1);
+    let table = SessionTable::new(100, 1, &Timeouts::default());
     let lanes = table.lanes();
     let stored: Vec<u32> = (0..1000)
         .filter(|&number| matches!(insert(&table, number, Timer::Other, 0), Insertion::New(_)))
@@ -108,7 +114,7 @@ fn beyond_its_memory_it_refuses_and_keeps_what_it_has() {
 
 #[test]
 fn idle_entries_go_when_their_timer_ends_and_not_before() {
-    let table = SessionTable::new(1000, 1);
+    let table = SessionTable::new(1000, 1, &Timeouts::default());
     let timers = [
         Timer::TcpSyn,
         Timer::TcpEstablished,
@@ -120,7 +126,7 @@ fn idle_entries_go_when_their_timer_ends_and_not_before() {
     }
     let alive_at = |now| {
         let mut gone = 0;
-        table.expire(now, usize::MAX, &mut |_| gone += 1);
+        table.expire_now(now, &mut |_| gone += 1);
         let alive: Vec<_> = (0..4).filter(|&number| pin(&table, number).is_some()).collect();
         (gone, alive)
     };
@@ -135,7 +141,7 @@ fn idle_entries_go_when_their_timer_ends_and_not_before() {
 
 #[test]
 fn expired_entries_make_room() {
-    let table = SessionTable::new(100, 1);
+    let table = SessionTable::new(100, 1, &Timeouts::default());
     let fill = |range: std::ops::Range<u32>, now| {
         range
             .filter(|&number| matches!(insert(&table, number, Timer::Icmp, now), Insertion::New(_)))
@@ -147,19 +153,45 @@ fn expired_entries_make_room() {
 }
 
 #[test]
-fn a_bounded_scan_comes_round() {
-    let table = SessionTable::new(1000, 1);
-    for number in 0..500 {
-        insert(&table, number, Timer::Icmp, 0);
-    }
+fn timeouts_are_settings() {
+    let timeouts = Timeouts {
+        icmp_ms: 5,
+        other_ms: Millis::MAX,
+        ..Timeouts::default()
+    };
+    let table = SessionTable::new(100, 1, &timeouts);
+    insert(&table, 0, Timer::Icmp, 0);
+    insert(&table, 1, Timer::Other, 0);
+    table.expire_now(5, &mut |_| panic!("too early"));
     let mut gone = 0;
-    let budget = 70;
-    for _ in 0..table.lanes().div_ceil(budget) {
+    table.expire_now(6, &mut |_| gone += 1);
+    table.expire_now(Millis::MAX / 2 - 1, &mut |_| gone += 1);
+    assert_eq!(gone, 1);
+}
+
+#[test]
+fn what_expires_at_once_goes_in_bounded_calls() {
+    const ENTRIES: usize = 20_000;
+    let table = SessionTable::new(ENTRIES + 2000, 1, &Timeouts::default());
+    let made = (0..20_000).filter(|&number| {
+        matches!(
+            insert(&table, number, Timer::Icmp, number / 50),
+            Insertion::New(_)
+        )
+    });
+    let made = made.count();
+    let (mut gone, mut calls) = (0, 0);
+    loop {
         let before = gone;
-        table.expire(60_000, budget, &mut |_| gone += 1);
-        assert!(gone - before <= budget);
+        let more = table.expire(60_000, &mut |_| gone += 1);
+        assert!(gone - before <= expire::REMOVALS_BOUND);
+        calls += 1;
+        assert!(calls < ENTRIES, "each call gets on");
+        if !more {
+            break;
+        }
     }
-    assert_eq!(gone, 500);
+    assert!(made > ENTRIES - 100 && gone == made, "{gone} of {made}");
     assert!(
         table
             .buckets
@@ -169,8 +201,44 @@ fn a_bounded_scan_comes_round() {
 }
 
 #[test]
+fn a_sweep_takes_a_round_and_repeats_nothing_within_a_millisecond() {
+    let table = SessionTable::new(50_000, 1, &Timeouts::default());
+    table.expire_now(0, &mut |_| {});
+    for number in 0..10_000 {
+        insert(&table, number, Timer::Icmp, 0);
+    }
+    let mut gone = 0;
+    // As often as a worker that sleeps looks in.
+    for now in (10..30_000).step_by(10) {
+        while table.expire(now, &mut |_| panic!("before its time")) {}
+    }
+    for now in 30_000..=30_001 + ROUND_MS {
+        while table.expire(now, &mut |_| gone += 1) {}
+        assert!(!table.expire(now, &mut |_| panic!("it said that nothing was left")));
+    }
+    assert_eq!(gone, 10_000);
+}
+
+#[test]
+fn a_full_table_is_searched_in_vain_once_a_millisecond() {
+    let table = SessionTable::new(1000, 1, &Timeouts::default());
+    let is_full = |now, number| matches!(insert(&table, number, Timer::Other, now), Insertion::Full);
+    let filled = (0..1000).filter(|&number| !is_full(number, number)).count();
+    assert!(filled > 990, "{filled}");
+    // A search in vain in millisecond 5000 ends all others of it; those of the next find room again.
+    table.crowded.store(insert::crowded_mark(5000), Ordering::Relaxed);
+    let refused: Vec<u32> = (2000..2060).filter(|&number| is_full(5000, number)).collect();
+    let later = (5001..)
+        .zip(&refused)
+        .filter(|&(now, &number)| !is_full(now, number));
+    assert!(later.count() > 0, "there was room for some of {}", refused.len());
+    assert!((3000..9000).any(|number| is_full(6000, number)));
+    assert_eq!(table.crowded.load(Ordering::Relaxed), insert::crowded_mark(6000));
+}
+
+#[test]
 fn overflow_is_counted_exactly() {
-    let table = SessionTable::new(5000, 1);
+    let table = SessionTable::new(5000, 1, &Timeouts::default());
     for number in 0..5400 {
         insert(&table, number, Timer::Icmp, 0);
     }
@@ -192,7 +260,7 @@ fn overflow_is_counted_exactly() {
 fn racing_inserts_make_one_entry() {
     const KEYS: u32 = 20_000;
     const THREADS: usize = 3;
-    let table = SessionTable::new(KEYS as usize + 2000, 1);
+    let table = SessionTable::new(KEYS as usize + 2000, 1, &Timeouts::default());
     let (made, barrier) = (AtomicU64::new(0), Barrier::new(THREADS));
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
@@ -229,7 +297,7 @@ fn racing_inserts_make_one_entry() {
 #[test]
 fn readers_see_whole_entries_while_others_write() {
     const LASTING: u32 = 400;
-    let table = SessionTable::new(1000, 1);
+    let table = SessionTable::new(1000, 1, &Timeouts::default());
     for number in 0..LASTING {
         assert!(matches!(
             insert(&table, number, Timer::TcpEstablished, 0),
@@ -257,7 +325,7 @@ fn readers_see_whole_entries_while_others_write() {
                         table.refresh(&hit, now, 1, 64);
                     }
                 });
-                table.expire(now, 200, &mut |_| {});
+                table.expire(now, &mut |_| {});
             }
         });
         let mut round = 0u32;
@@ -299,7 +367,7 @@ proptest::proptest! {
     /// Against a map: with room for all, the table answers as the map does.
     #[test]
     fn it_answers_like_a_map(steps in proptest::collection::vec((0u32..300, 0u8..8, proptest::bool::ANY), 0..600)) {
-        let table = SessionTable::new(2000, 1);
+        let table = SessionTable::new(2000, 1, &Timeouts::default());
         let mut model = HashMap::new();
         for (number, nic, change) in steps {
             let key = key(number);

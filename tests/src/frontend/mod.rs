@@ -3,6 +3,8 @@
 
 mod device;
 pub mod frames;
+mod link;
+mod memory;
 mod ring;
 
 use std::collections::HashMap;
@@ -14,6 +16,8 @@ use serde::{Deserialize, Serialize};
 
 pub use device::Device;
 use frames::Addresses;
+pub use link::{IN_ORDER, Link, MRG_RXBUF, RING_PACKED, RingEvents, RingPlace, VERSION_1};
+pub use memory::{Pages, SharedMemory};
 
 /// How long the front-end waits between looks at its rings when no call comes.
 const PATIENCE_MS: i32 = 5;

@@ -295,6 +295,25 @@ fn get_vring_base_stops_without_resetting() {
     assert_eq!(view(&device, 0).base, 65535);
 }
 
+#[test]
+fn what_the_front_end_knows_of_a_position_is_what_it_set_or_was_answered() {
+    let mut device = running();
+    assert_eq!(
+        (view(&device, 0).told, view(&device, 0).stopped),
+        (0x8000_8000, false)
+    );
+    now_or_quiesce(&mut device, Request::SetVringBase { ring: 0, base: 5 });
+    // The ring moves on and is started again for reasons of its own.
+    let _ = quiesced(&mut device, Request::SetVringCall { ring: 0, fd: None }, &[77]);
+    assert_eq!((view(&device, 0).base, view(&device, 0).told), (77, 5));
+    let _ = quiesced(&mut device, Request::GetVringBase { ring: 0 }, &[80]);
+    assert_eq!((view(&device, 0).told, view(&device, 0).stopped), (80, true));
+    now(&mut device, Request::SetVringKick { ring: 0, fd: None });
+    assert!(!view(&device, 0).stopped);
+    device.reset();
+    assert_eq!((view(&device, 0).told, view(&device, 0).stopped), (0, false));
+}
+
 fn now_or_quiesce<M: MapMemory>(device: &mut Device<M>, request: Request) {
     if let Step::Quiesce(pending) = device.handle(plain(request)).unwrap() {
         let _ = device.complete(pending).unwrap();
@@ -543,6 +562,7 @@ fn a_packed_base_has_32_bits_all_the_way_round() {
     assert_eq!(view(&device, 0).base, 0x8003_0002);
     let reply = quiesced(&mut device, Request::GetVringBase { ring: 0 }, &[0x0007_0007]);
     assert_eq!(reply, Some(Reply::vring_state(Code(11), 0, 0x0007_0007)));
+    assert_eq!(view(&device, 0).told, 0x0007_0007);
     // Never set: the wrap counters of a new packed ring are 1, a split ring begins at 0.
     assert_eq!(view(&device, 1).base, 0x8000_8000);
     now(

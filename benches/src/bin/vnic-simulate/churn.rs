@@ -116,7 +116,7 @@ fn simulate(algorithm: Algorithm) -> Run {
                 from..from + ARRIVALS / 10,
             ));
             balancer.tick(now + part * 100 + 99);
-            balancer.upkeep(now + part * 100 + 99, 200_000);
+            while balancer.upkeep(now + part * 100 + 99) {}
         }
         for session in first..first + ARRIVALS {
             let life = -LIFE_S * (1.0 - chance.unit()).ln();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use vnic_benches::udp_frame;
 use vnic_lb::balancer::{Balancer, BalancerConfig, Observed};
+use vnic_lb::limits::SessionLimits;
 use vnic_lb::nics::{NicIndex, NicInfo};
 use vnic_lb::parse::parse;
 use vnic_lb::policy::Algorithm;
@@ -57,6 +58,12 @@ pub fn balancer(algorithm: Algorithm, weights: &[Option<u32>], capacity: usize) 
         session_capacity: capacity,
         workers: 1,
         hash_key: HASH_KEY,
+        timeouts: Default::default(),
+        // A scenario's million may come at once.
+        limits: SessionLimits {
+            new_per_second: u32::MAX,
+            ..SessionLimits::default()
+        },
     });
     for nic in balancer.nics() {
         balancer.set_alive(nic.nic, true, 0);

@@ -43,6 +43,7 @@ impl ChunkCache {
 
     /// A frame with room for exactly `len` bytes (content undefined), or `None` when chunks ran out or `len` needs
     /// more than [`MAX_SEGMENTS`].
+    #[inline(always)]
     pub fn alloc(&mut self, len: usize) -> Option<Frame> {
         if len <= SHORT {
             let index = self.take(state::HELD)?;
@@ -52,6 +53,10 @@ impl ChunkCache {
             self.describe(index, offset, len, NO_CHUNK);
             return Some(self.frame(index, len, 1));
         }
+        self.alloc_long(len)
+    }
+
+    fn alloc_long(&mut self, len: usize) -> Option<Frame> {
         if len > MAX_SEGMENTS * SEGMENT_SIZE {
             return None;
         }
@@ -71,9 +76,10 @@ impl ChunkCache {
     }
 
     /// Gives a frame's chunks back.
+    #[inline]
     pub fn free(&mut self, frame: Frame) {
         self.memory.check(&frame);
-        self.free_chain(frame.head, frame.segment_count());
+        self.free_chain(frame.head(), frame.segment_count());
     }
 
     /// Gives every chunk in the cache back to the shared pool, as a worker does when it ends.
@@ -88,6 +94,7 @@ impl ChunkCache {
     }
 
     /// Takes a batch from the pool, or what it has; says whether there is anything now.
+    #[cold]
     fn restock(&mut self) -> bool {
         let mut pool = self.memory.pool();
         let left = pool.len().saturating_sub(BATCH);
@@ -95,6 +102,7 @@ impl ChunkCache {
         !self.free.is_empty()
     }
 
+    #[inline(always)]
     fn take(&mut self, to: u32) -> Option<u32> {
         loop {
             if self.free.is_empty() && !self.restock() {
@@ -109,6 +117,7 @@ impl ChunkCache {
     }
 
     /// Keeps a chunk whose state is Free already.
+    #[inline]
     pub(super) fn put(&mut self, index: u32) {
         if self.free.len() == 2 * BATCH {
             self.memory.pool().extend(self.free.drain(BATCH..));
@@ -127,22 +136,21 @@ impl ChunkCache {
         }
     }
 
+    #[inline(always)]
     fn describe(&self, index: u32, offset: usize, len: usize, next: u32) {
         let chunk = self.memory.chunk(index);
-        let narrow = |value: usize| u16::try_from(value).expect("within a chunk");
+        // Both lie within a chunk.
+        let narrow = |value: usize| u16::try_from(value).unwrap_or(u16::MAX);
         chunk.offset.store(narrow(offset), Ordering::Relaxed);
         chunk.len.store(narrow(len), Ordering::Relaxed);
         chunk.next.store(next, Ordering::Relaxed);
     }
 
+    #[inline(always)]
     fn frame(&self, head: u32, len: usize, segments: usize) -> Frame {
-        let narrow = |value: usize| u32::try_from(value).expect("within MAX_SEGMENTS chunks");
-        Frame {
-            memory: self.memory.id,
-            head,
-            len: narrow(len),
-            segments: narrow(segments),
-        }
+        // Both are within what `MAX_SEGMENTS` chunks hold.
+        let narrow = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        Frame::new(self.memory.id, head, narrow(len), narrow(segments))
     }
 }
 

@@ -54,18 +54,12 @@ impl FrameMemory {
         chunk.len.store(len16, Ordering::Relaxed);
         chunk.next.store(NO_CHUNK, Ordering::Relaxed);
         Ok(match partial {
-            None => Frame {
-                memory: self.id,
-                head: index,
-                len,
-                segments: 1,
-            },
+            None => Frame::new(self.id, index, len, 1),
             Some(mut frame) => {
                 if let Some(tail) = self.indexes(&frame).last() {
                     self.chunk(tail).next.store(index, Ordering::Relaxed);
                 }
-                frame.len += len;
-                frame.segments += 1;
+                frame.append(len16.into());
                 frame
             }
         })
@@ -82,13 +76,14 @@ impl FrameMemory {
 
     /// Held -> Tx: hands the frame's chunks to a NIC; `descriptor` is told each address and length in order, and whether another
     /// segment follows. Returns how many there were.
+    #[inline]
     pub(crate) fn give_to_nic(
         &self,
         owner: QueueOwner,
         frame: Frame,
         mut descriptor: impl FnMut(u64, u32, bool),
     ) -> u32 {
-        let mut left = frame.segments;
+        let mut left = frame.segment_count();
         let mut given = 0;
         for index in self.indexes(&frame) {
             left -= 1;
@@ -106,6 +101,7 @@ impl FrameMemory {
     }
 
     /// Tx -> Free: a completed address.
+    #[inline]
     pub(crate) fn take_completed(&self, owner: QueueOwner, chunks: &mut ChunkCache, address: u64) {
         if let Some(index) = self.index_of(address) {
             if self.move_on(index, state::tx(owner), state::FREE) {

@@ -63,7 +63,7 @@ fn sizes_addresses_and_bases_are_checked() {
         let mut spec = driver.spec.clone();
         let user = spec.desc_addr;
         change(&mut spec, user);
-        PackedRing::new(&spec).err()
+        PackedRing::new(&spec, None).err()
     };
     assert_eq!(
         refused(|spec, _| spec.size = 0),

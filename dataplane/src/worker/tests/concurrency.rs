@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::lab::{Lab, SETTINGS, STRANGER, by_source, guest_mac, tag, udp, wait_for};
+use super::lab::{Habits, Lab, SETTINGS, STRANGER, by_source, guest_mac, tag, udp, wait_for};
 use crate::counters::DropReason;
-use crate::engine::Poll;
+use crate::engine::{Poll, SleepIn};
 use crate::memory::frames::ChunkCache;
 
 /// Frames that a sender has under way at most, so that two senders never find the receiver without buffers.
@@ -166,27 +166,38 @@ fn sleeps(lab: &Lab) -> u64 {
 
 #[test]
 fn no_kick_is_lost() {
-    for workers in [1, 2] {
-        let mut lab = Lab::new((workers, Poll::Adaptive), 2, 0);
-        for number in 0..5000 {
-            // Sometimes at once, sometimes about when the workers go to sleep, sometimes when they sleep.
-            let pause = std::time::Instant::now();
-            while pause.elapsed().as_micros() < u128::from(number % 100) {
-                std::hint::spin_loop();
+    for habits in Habits::all() {
+        for workers in [1, 2] {
+            let mut lab = Lab::with_habits((workers, Poll::Adaptive), 2, 0, habits);
+            for number in 0..2000 {
+                // Sometimes at once, sometimes about when the workers go to sleep, sometimes when they sleep.
+                let pause = std::time::Instant::now();
+                while pause.elapsed().as_micros() < u128::from(number % 100) {
+                    std::hint::spin_loop();
+                }
+                lab.send(0, &udp(guest_mac(1), guest_mac(0), 1, number));
+                assert_eq!(tag(&lab.receive(1)), number, "{habits:?}");
             }
-            lab.send(0, &udp(guest_mac(1), guest_mac(0), 1, number));
-            assert_eq!(tag(&lab.receive(1)), number);
+            assert!(sleeps(&lab) > 0);
+            lab.end();
         }
-        assert!(sleeps(&lab) > 0);
-        lab.end();
     }
 }
 
 #[test]
 fn no_frame_of_a_nic_is_lost_in_sleep() {
-    for workers in [1, 2] {
-        let mut lab = Lab::new((workers, Poll::Adaptive), 2, 2);
-        for number in 0..3000 {
+    for (workers, sleep_in) in [
+        (1, SleepIn::Auto),
+        (2, SleepIn::Auto),
+        (1, SleepIn::Epoll),
+        (2, SleepIn::Epoll),
+    ] {
+        let habits = Habits {
+            sleep_in,
+            ..Habits::USUAL
+        };
+        let mut lab = Lab::with_habits((workers, Poll::Adaptive), 2, 2, habits);
+        for number in 0..2000 {
             let guest = u8::from(number % 3 == 0);
             let nic = usize::from(number % 2 == 0);
             lab.inject(nic, &udp(guest_mac(guest), STRANGER, 1, number));

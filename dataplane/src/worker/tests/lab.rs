@@ -6,16 +6,17 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vnic_lb::balancer::{Balancer, BalancerConfig};
+use vnic_lb::limits::{SessionLimits, Timeouts};
 use vnic_lb::mac::Mac;
 use vnic_lb::nics::NicInfo;
 use vnic_lb::policy::Algorithm;
 
 use crate::counters::{DropReason, PerWorker};
-use crate::engine::{Engine, EngineConfig, Event, Poll};
+use crate::engine::{Engine, EngineConfig, Event, Poll, SleepIn};
 use crate::fabric::{Nic, NicQueue, NicState, Port, PortIndex, PortState, QueuePair, Ring};
 use crate::memory::frames::{Census, ChunkCache, FrameMemory};
 use crate::nic::memory::{MemoryPeer, waitable_pair};
-use crate::virtq::testing::{Buffer, Driver};
+use crate::virtq::testing::{Buffer, Driver, Kind};
 
 /// Every test runs with each of these.
 pub(super) const SETTINGS: [(usize, Poll); 4] = [
@@ -24,6 +25,35 @@ pub(super) const SETTINGS: [(usize, Poll); 4] = [
     (1, Poll::Adaptive),
     (2, Poll::Adaptive),
 ];
+
+/// What guests' rings are like, and what idle workers sleep in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Habits {
+    pub(super) kind: Kind,
+    pub(super) event_idx: bool,
+    pub(super) sleep_in: SleepIn,
+}
+
+impl Habits {
+    pub(super) const USUAL: Habits = Habits {
+        kind: Kind::Split,
+        event_idx: true,
+        sleep_in: SleepIn::Auto,
+    };
+
+    /// All that there are.
+    pub(super) fn all() -> impl Iterator<Item = Habits> {
+        let kinds = [Kind::Split, Kind::Packed].into_iter();
+        let event_idx = kinds.flat_map(|kind| [true, false].map(|event_idx| (kind, event_idx)));
+        event_idx.flat_map(|(kind, event_idx)| {
+            [SleepIn::Auto, SleepIn::Epoll].map(|sleep_in| Habits {
+                kind,
+                event_idx,
+                sleep_in,
+            })
+        })
+    }
+}
 
 /// Far more than anything here takes; far less than the sleep that a lost wake-up would cost.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -96,9 +126,14 @@ pub(super) struct Guest {
 }
 
 impl Guest {
-    fn new(index: PortIndex, mac: Option<Mac>, workers: usize) -> Guest {
-        // Near the wrap of the indexes.
-        let (tx, rx) = (Driver::new(RING, 65_500), Driver::new(RING, 65_500));
+    fn new(index: PortIndex, mac: Option<Mac>, workers: usize, habits: Habits) -> Guest {
+        let driver = || {
+            // Near the wrap of the indexes.
+            let mut driver = Driver::of(habits.kind, RING, 65_500);
+            driver.spec.event_idx = habits.event_idx;
+            driver
+        };
+        let (tx, rx) = (driver(), driver());
         let mut guest = Guest {
             state: Arc::new(PortState::new(index, format!("p{index}"), 1, workers)),
             mac,
@@ -168,19 +203,16 @@ impl Guest {
         if self.outstanding >= RING / 2 - 1 {
             return false;
         }
-        let before = self.tx.avail_idx;
+        let before = self.tx.offered();
         self.tx.send(&[header, frame], None);
         self.outstanding += 1;
         self.kick(before);
         true
     }
 
-    /// Kicks as a driver with EVENT_IDX does.
-    pub(super) fn kick(&mut self, before: u16) {
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        let now = self.tx.avail_idx;
-        let event = self.tx.avail_event();
-        if now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before) {
+    /// Kicks if the device asked for it.
+    pub(super) fn kick(&mut self, before: u32) {
+        if self.tx.wants_kick(before) {
             self.kick.write(1).expect("room in an eventfd");
         }
     }
@@ -233,7 +265,15 @@ impl Lab {
         Lab::with_chunks((workers, poll), guests, nics, CHUNKS)
     }
 
-    pub(super) fn with_chunks((workers, poll): (usize, Poll), guests: u8, nics: u8, chunks: u32) -> Lab {
+    pub(super) fn with_chunks(settings: (usize, Poll), guests: u8, nics: u8, chunks: u32) -> Lab {
+        Lab::with(settings, guests, nics, chunks, Habits::USUAL)
+    }
+
+    pub(super) fn with_habits(settings: (usize, Poll), guests: u8, nics: u8, habits: Habits) -> Lab {
+        Lab::with(settings, guests, nics, CHUNKS, habits)
+    }
+
+    fn with((workers, poll): (usize, Poll), guests: u8, nics: u8, chunks: u32, habits: Habits) -> Lab {
         let memory = FrameMemory::new(chunks).expect("memory");
         let balancer = Balancer::new(&BalancerConfig {
             nics: (0..nics)
@@ -245,12 +285,15 @@ impl Lab {
             algorithm: Algorithm::Hash,
             session_capacity: 4096,
             workers,
+            timeouts: Timeouts::default(),
+            limits: SessionLimits::default(),
             hash_key: [7; 16],
         });
         let config = EngineConfig {
             workers,
             cpus: Vec::new(),
             poll,
+            sleep_in: habits.sleep_in,
         };
         let engine = Engine::start(&config, Arc::clone(&memory), Arc::clone(&balancer)).expect("workers");
         let mut lab = Lab {
@@ -259,7 +302,7 @@ impl Lab {
             nics: Vec::new(),
             peers: Vec::new(),
             guests: (0..guests)
-                .map(|index| Guest::new(index, Some(guest_mac(index)), workers))
+                .map(|index| Guest::new(index, Some(guest_mac(index)), workers, habits))
                 .collect(),
             memory,
         };

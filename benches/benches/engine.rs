@@ -1,0 +1,69 @@
+//! The frame path in one process: a worker on CPU 1 and drivers that cost next to nothing on CPU 0. Rings and the copy from guest to guest
+//! by frame size; the joined loop from guest to NIC.
+
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use vnic_benches::joined::{Destination, JoinedPlan, timed};
+
+/// Frames of an iteration: enough that what is under way at its ends does not count.
+const FRAMES: u64 = 4096;
+
+fn plan(packed: bool, sessions: u32) -> JoinedPlan {
+    JoinedPlan {
+        packed,
+        sessions,
+        nics: 2,
+        ports: 1,
+        queue_size: 1024,
+        cpu: 1,
+        times: [Duration::ZERO; 2],
+    }
+}
+
+/// Adds one bench; its iterations are of [`FRAMES`] frames.
+fn add(criterion: &mut Criterion, group: &str, id: BenchmarkId, plan: &JoinedPlan, to: Destination) {
+    let mut group = criterion.benchmark_group(group);
+    group.throughput(Throughput::Elements(FRAMES));
+    group.measurement_time(Duration::from_secs(3));
+    timed(plan, to, |time| {
+        group.bench_function(id, |bencher| {
+            bencher.iter_custom(|iterations| time(iterations * FRAMES).expect("a worker that works"));
+        });
+    })
+    .expect("memory for guests and a worker on CPU 1");
+    group.finish();
+}
+
+fn engine(criterion: &mut Criterion) {
+    let mut cpus = CpuSet::new();
+    cpus.set(0).expect("CPU 0 fits in a set");
+    sched_setaffinity(Pid::from_raw(0), &cpus).expect("this machine has a CPU 0");
+    for (ring, packed) in [("split", false), ("packed", true)] {
+        for size in [60, 1514, 9014] {
+            let id = BenchmarkId::new(ring, size);
+            add(
+                criterion,
+                "guest to guest",
+                id,
+                &plan(packed, 1024),
+                Destination::Guest(size),
+            );
+        }
+        for sessions in [1024, 1 << 20] {
+            let id = BenchmarkId::new(ring, sessions);
+            add(
+                criterion,
+                "guest to NIC, sessions",
+                id,
+                &plan(packed, sessions),
+                Destination::Nics,
+            );
+        }
+    }
+}
+
+criterion_group!(benches, engine);
+criterion_main!(benches);

@@ -1,0 +1,131 @@
+//! From one guest to another.
+
+use anyhow::{Context, Result};
+
+use super::device::{Device, Wait};
+use super::report::{OURS, PEER, Section};
+use super::{Field, Settings, folder, patiently};
+
+/// A load and the generator's arguments for it.
+type Load = (&'static str, &'static [&'static str]);
+
+const LOADS: [Load; 8] = [
+    ("60 B one way, 1024 flows", &["--size", "60"]),
+    (
+        "60 B one way, 65,536 flows",
+        &["--size", "60", "--flows", "65536"],
+    ),
+    ("60 B both ways", &["--size", "60", "--both"]),
+    ("IMIX one way", &["--size", "imix"]),
+    ("IMIX both ways", &["--size", "imix", "--both"]),
+    ("1514 B one way, 1024 flows", &["--size", "1514"]),
+    (
+        "1514 B one way, 65,536 flows",
+        &["--size", "1514", "--flows", "65536"],
+    ),
+    ("1514 B both ways", &["--size", "1514", "--both"]),
+];
+
+const JUMBO: [Load; 1] = [(
+    "9014 B one way, 8192 frames, queue 256",
+    &["--size", "9014", "--frames", "8192", "--queue", "256"],
+)];
+
+const OVS: &str = "OVS-DPDK";
+const DEVICES: [&str; 3] = [OURS, PEER, OVS];
+
+fn field(settings: &Settings, kind: &str, jumbo: bool) -> Field {
+    let at = |name: &str| folder(settings, &format!("{name}-{kind}"));
+    let devices = vec![
+        (OURS, Device::vnicd(&at("vnicd"), Wait::Busy, 2, None, &[])),
+        (PEER, Device::testpmd(&at("testpmd"), jumbo)),
+        (OVS, Device::ovs(&at("ovs"))),
+    ];
+    for (name, device) in &devices {
+        if let Err(error) = device {
+            eprintln!("{name}: {error:#}");
+        }
+    }
+    Field { devices }
+}
+
+/// Floods.
+///
+/// # Errors
+/// None yet: what fails is in the table.
+pub(super) fn throughput(settings: &Settings) -> Result<Vec<Section>> {
+    let mut sections = ["split", "packed"].map(|ring| {
+        Section::new(
+            &format!("VM to VM, {ring} rings"),
+            "Million frames a second that arrive, both directions added. vnicd switches by address and refuses foreign source \
+             addresses; testpmd does neither; OVS-DPDK learns addresses.",
+            2,
+            &DEVICES,
+        )
+    });
+    for (jumbo, loads) in [(false, &LOADS[..]), (true, &JUMBO[..])] {
+        let mut field = field(settings, if jumbo { "jumbo" } else { "plain" }, jumbo);
+        if jumbo {
+            for (_, device) in &mut field.devices {
+                if let Ok(ready) = device
+                    && let Err(error) = ready.take_jumbo_frames()
+                {
+                    *device = Err(error);
+                }
+            }
+        }
+        for (load, arguments) in loads {
+            for (section, ring) in sections.iter_mut().zip(["split", "packed"]) {
+                let mut all = vec!["--ring", ring];
+                all.extend(*arguments);
+                for run in 0..settings.runs {
+                    field.take_turns(section, load, run, |device| settings.flood(device, &all));
+                }
+            }
+        }
+    }
+    Ok(sections.into())
+}
+
+/// One frame at a time, on devices that wait for nothing else.
+///
+/// # Errors
+/// None yet: what fails is in the table.
+pub(super) fn latencies(settings: &Settings) -> Result<Vec<Section>> {
+    let mut section = Section::new(
+        "Latency from VM to VM",
+        "Nanoseconds from the moment when a frame is offered until its receiver sees it, one frame at a time; the clock's own \
+         cost of about 20 ns is in them.",
+        0,
+        &DEVICES,
+    );
+    let mut field = field(settings, "latency", false);
+    let samples = if settings.quick { "5000" } else { "50000" };
+    for ring in ["split", "packed"] {
+        for run in 0..settings.runs {
+            for (name, device) in &mut field.devices {
+                let outcome = match device {
+                    Ok(device) => patiently(|| {
+                        device.while_running(|device| {
+                            let arguments = ["--ring", ring, "--samples", samples, "--queue", "256"];
+                            settings.load("latency", device, &arguments)
+                        })
+                    }),
+                    Err(error) => Err(anyhow::anyhow!("{error:#}")),
+                };
+                for percentile in ["p50", "p99"] {
+                    let figure = outcome
+                        .as_ref()
+                        .map_err(|error| anyhow::anyhow!("{error:#}"))
+                        .and_then(|report| {
+                            report[format!("{percentile}_ns")]
+                                .as_f64()
+                                .with_context(|| format!("run {run} has no {percentile}"))
+                        });
+                    section.add(&format!("{ring}, {percentile}"), name, figure);
+                }
+            }
+        }
+    }
+    Ok(vec![section])
+}
