@@ -64,7 +64,8 @@ impl Rates {
     /// The sender of the next frame.
     fn draw(&self, chance: &mut Chance) -> u32 {
         let total = self.sums.last().copied().unwrap_or(1.0);
-        let rank = self.sums.partition_point(|&sum| sum <= chance.unit() * total);
+        let target = chance.unit() * total;
+        let rank = self.sums.partition_point(|&sum| sum <= target);
         self.sessions[rank.min(self.sessions.len() - 1)]
     }
 }
