@@ -55,7 +55,8 @@ fn waits_of_worker() -> u64 {
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-    line.and_then(|count| count.trim().parse().ok()).expect("a number")
+    line.and_then(|count| count.trim().parse().ok())
+        .expect("a number")
 }
 
 #[test]
@@ -63,7 +64,11 @@ fn the_frame_loop_neither_allocates_nor_waits() {
     const FRAMES: u64 = 2_000_000;
     OURS.set(true);
     for packed in [false, true] {
-        for to in [Destination::Nics, Destination::Guest(60), Destination::Guest(1514)] {
+        for to in [
+            Destination::Nics,
+            Destination::Guest(60),
+            Destination::Guest(1514),
+        ] {
             let plan = JoinedPlan {
                 packed,
                 sessions: 1024,
@@ -84,5 +89,8 @@ fn the_frame_loop_neither_allocates_nor_waits() {
             .expect("a joined loop");
         }
     }
-    assert!(ELSEWHERE.load(Ordering::Relaxed) > 0, "workers allocate when they start");
+    assert!(
+        ELSEWHERE.load(Ordering::Relaxed) > 0,
+        "workers allocate when they start"
+    );
 }

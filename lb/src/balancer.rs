@@ -1,5 +1,7 @@
 //! The one face that `dataplane` calls: a burst of parsed frames in, a NIC for each out.
 
+#[cfg(test)]
+mod adaptive_tests;
 mod admission;
 mod burst;
 mod control;
@@ -7,6 +9,8 @@ mod explain;
 #[cfg(test)]
 mod flood_tests;
 mod note;
+#[cfg(test)]
+mod run_time_tests;
 #[cfg(test)]
 mod tests;
 mod turn;
@@ -16,7 +20,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 
 use self::admission::Admission;
 pub use self::burst::Burst;
@@ -30,7 +34,7 @@ use crate::limits::{SessionLimits, Timeouts};
 use crate::nics::{AliveSet, NicIndex, NicInfo, NicSet, members};
 use crate::parse::Parsed;
 use crate::plan::{Plan, Planner};
-use crate::policy::{Algorithm, NewSession, SLOW_START_MS};
+use crate::policy::{Algorithm, Loads, NewSession, SLOW_START_MS, choose};
 use crate::signals::Signals;
 use crate::table::{BATCH, Listed, SessionTable, elapsed_ms};
 use crate::watch::AllNotes;
@@ -280,6 +284,33 @@ impl Balancer {
             plan: OnceCell::new(),
             loads: RefCell::new(None),
         }
+    }
+
+    /// What is decided by now.
+    pub(crate) fn plan(&self) -> Guard<Arc<Plan>> {
+        self.plan.load()
+    }
+
+    /// The choice of the algorithm in force for something new with that slot, when the NICs carry `loads` of its kind.
+    /// `opening`: it begins with a SYN.
+    pub(crate) fn choose_for(
+        &self,
+        plan: &Plan,
+        slot: u16,
+        opening: bool,
+        (alive, now): (NicSet, Millis),
+        loads: &Loads,
+    ) -> Option<NicIndex> {
+        let session = NewSession {
+            slot,
+            slots: &plan.slots,
+            alive: alive & plan.present,
+            warming: self.warming(now),
+            weights: &plan.weights,
+            opening,
+            loads,
+        };
+        choose(plan.algorithm, &session, |nic| self.signals.cost(nic))
     }
 
     /// NICs in slow start.

@@ -13,6 +13,7 @@ pub mod limits;
 pub mod mac;
 pub mod nics;
 pub mod parse;
+pub mod pinned;
 mod plan;
 pub mod policy;
 mod rebalance;

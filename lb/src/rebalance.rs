@@ -4,6 +4,9 @@
 //! second, if the NICs' loads differ by enough to matter, the sessions that fit the difference best are asked to move.
 //! They do so by themselves when they pause (see `Turn::repin`), or not at all: then the wish is withdrawn, they
 //! are left alone for a while, and others are asked.
+//!
+//! Where that does not do, a NIC carries a heavy session and too many light ones beside it. Light sessions are asked as they
+//! are noted, by their rate so far and once in their life, until enough have been.
 
 use std::collections::HashMap;
 
@@ -21,10 +24,14 @@ const MIN_SPREAD: f64 = 0.03;
 const MIN_DIFFERENCE: f64 = 125_000.0;
 /// Sessions asked to move in a round.
 const MAX_MOVES: usize = 64;
+/// Light sessions asked to move in a round.
+const MAX_LIGHT_MOVES: usize = 512;
 /// Rest of a session that has moved.
 const COOLDOWN_MS: Millis = 10_000;
 /// Rest of a session that did not pause, doubled each time.
 const REFUSED_MS: Millis = 2_000;
+/// Part of the difference above which moving a session would only turn the difference round.
+const MAX_FIT: f64 = 0.9;
 /// Part of the mean load below which a session is too light to be watched for long.
 const LIGHT: f64 = 1e-4;
 /// Shortest pause of a session that is safe to move at, in microseconds.
@@ -73,6 +80,10 @@ struct Loads {
 pub(crate) struct Rebalancer {
     watched: HashMap<SessionKey, Watched>,
     free: Vec<u16>,
+    /// Light sessions that were asked in this round.
+    light: Vec<SessionKey>,
+    /// What the heavy ones will leave to be evened out.
+    rest: Option<Loads>,
     round: Option<Millis>,
     sent: [u64; MAX_NICS],
 }
@@ -83,6 +94,8 @@ impl Rebalancer {
         Rebalancer {
             watched: HashMap::new(),
             free: numbers.rev().collect(),
+            light: Vec::new(),
+            rest: None,
             round: None,
             sent: [0; MAX_NICS],
         }
@@ -100,7 +113,12 @@ impl Rebalancer {
         capacities: &[f64; MAX_NICS],
     ) {
         for place in notes.take_samples() {
-            self.watch(table, notes, place);
+            let Some((key, hit)) = table.at(place).filter(|(key, _)| !key.is_fragment()) else {
+                continue;
+            };
+            if !self.watch(table, notes, key, hit) {
+                self.ask_light(table, now, key, hit);
+            }
         }
         let elapsed = self.round.map(|round| now.wrapping_sub(round));
         if elapsed.is_some_and(|elapsed| elapsed < ROUND_MS) {
@@ -114,7 +132,10 @@ impl Rebalancer {
             std::array::from_fn(|nic| sent[nic].wrapping_sub(before[nic]) as f64 / seconds);
         let loads = Loads::new(nics, &rates, capacities);
         self.refresh(table, notes, now, seconds, loads.mean);
-        for (key, target) in self.plan(now, loads) {
+        self.withdraw_light(table);
+        let (moves, rest) = self.plan(now, loads);
+        self.rest = rest;
+        for (key, target) in moves {
             if let Some(watched) = self.watched.get_mut(&key) {
                 let asked = watched.hit.meta.with_target(Some(target));
                 if let Ok(meta) = table.replace(&watched.hit, asked) {
@@ -128,21 +149,54 @@ impl Rebalancer {
     pub(crate) fn stop(&mut self, table: &SessionTable) {
         let keys: Vec<_> = self.watched.keys().copied().collect();
         keys.iter().for_each(|key| self.forget(table, key));
-        self.round = None;
+        self.withdraw_light(table);
+        (self.round, self.rest) = (None, None);
     }
 
-    /// Begins to count the bytes of a session that was noted.
-    fn watch(&mut self, table: &SessionTable, notes: &AllNotes, place: u64) {
-        let Some((key, hit)) = table.at(place).filter(|(key, _)| !key.is_fragment()) else {
-            return;
-        };
-        if self.watched.contains_key(&key) {
+    /// Asks a session that is not watched to move, if its NIC has more than its share.
+    fn ask_light(&mut self, table: &SessionTable, now: Millis, key: SessionKey, hit: Hit) {
+        let from = hit.meta.nic();
+        let Some(rest) = &mut self.rest else { return };
+        let Some((_, to, _)) = rest.extremes() else { return };
+        let (from_at, to_at) = (usize::from(from), usize::from(to));
+        let has_more = rest.excess[from_at] > rest.mean * MIN_SPREAD / 8.0;
+        let is_asked = hit.meta.has_moved() || hit.meta.target().is_some();
+        if !has_more || is_asked || self.light.len() >= MAX_LIGHT_MOVES || self.watched.contains_key(&key) {
             return;
         }
-        let Some(number) = self.free.pop() else { return };
-        let Some(hit) = mark(table, hit, |meta| meta.with_watch(number).with_target(None)) else {
-            self.free.push(number);
+        let age_ms = elapsed_ms(now, hit.meta.created()).max(1_000);
+        let rate = table.bytes_at(&hit) as f64 * 1000.0 / f64::from(age_ms);
+        if rate > rest.excess[from_at] {
             return;
+        }
+        if mark(table, hit, |meta| meta.with_target(Some(to))).is_some() {
+            rest.excess[from_at] -= rate;
+            rest.excess[to_at] += rate;
+            self.light.push(key);
+        }
+    }
+
+    /// Takes back what light sessions were asked and have not done.
+    fn withdraw_light(&mut self, table: &SessionTable) {
+        for key in std::mem::take(&mut self.light) {
+            if let Some(hit) = table.lookup(&key).hit.filter(|hit| hit.meta.target().is_some()) {
+                // Only the session itself could be faster, by moving.
+                let _ = mark(table, hit, |meta| meta.with_target(None));
+            }
+        }
+    }
+
+    /// Begins to count the bytes of a session that was noted; `false`: every number is taken.
+    fn watch(&mut self, table: &SessionTable, notes: &AllNotes, key: SessionKey, hit: Hit) -> bool {
+        if self.watched.contains_key(&key) {
+            return true;
+        }
+        let Some(number) = self.free.pop() else {
+            return false;
+        };
+        let Some(hit) = mark(table, hit, |meta| meta.with_watch(number)) else {
+            self.free.push(number);
+            return true;
         };
         let watched = Watched {
             number,
@@ -155,6 +209,7 @@ impl Rebalancer {
             refusals: 0,
         };
         self.watched.insert(key, watched);
+        true
     }
 
     /// Reads the rates, takes note of who moved and withdraws wishes that were not fulfilled; lets go of light sessions.
@@ -163,8 +218,13 @@ impl Rebalancer {
         for (key, watched) in &mut self.watched {
             let bytes = notes.bytes(watched.number);
             let before = std::mem::replace(&mut watched.bytes, bytes);
-            watched.rate = bytes.wrapping_sub(before) as f64 / seconds;
+            // One that was noted in the middle of a round has shown too little of itself.
             let is_new = !std::mem::replace(&mut watched.is_known, true);
+            watched.rate = if is_new {
+                0.0
+            } else {
+                bytes.wrapping_sub(before) as f64 / seconds
+            };
             let Some(hit) = table.lookup(key).hit else {
                 gone.push(*key);
                 continue;
@@ -189,7 +249,6 @@ impl Rebalancer {
             } else if watched.rests_until.is_some_and(|until| is_over(now, until)) {
                 watched.rests_until = None;
             }
-            // One that was noted in the middle of a round has shown too little of itself.
             if !is_new && watched.rate < mean * LIGHT && watched.rests_until.is_none() {
                 gone.push(*key);
             }
@@ -204,7 +263,7 @@ impl Rebalancer {
             return;
         }
         let mut rates: Vec<_> = self.watched.iter().map(|(key, one)| (one.rate, *key)).collect();
-        rates.sort_by(|a, b| a.0.total_cmp(&b.0));
+        rates.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.words().cmp(&b.1.words())));
         for (_, key) in rates.iter().take(WATCHED / 4) {
             self.forget(table, key);
         }
@@ -228,11 +287,12 @@ impl Rebalancer {
         }
     }
 
-    /// Which sessions should move where. Each move takes the session that fits best half of the greatest difference.
-    fn plan(&self, now: Millis, mut loads: Loads) -> Vec<(SessionKey, NicIndex)> {
+    /// Which heavy sessions should move where, and what is left to even out then. Each move takes the session that
+    /// fits best half of the greatest difference.
+    fn plan(&self, now: Millis, mut loads: Loads) -> (Vec<(SessionKey, NicIndex)>, Option<Loads>) {
         let mut moves = Vec::new();
         if !loads.differ(MIN_SPREAD) {
-            return moves;
+            return (moves, None);
         }
         let rests = |one: &Watched| one.rests_until.is_some_and(|until| !is_over(now, until));
         let mut movable: Vec<_> = self
@@ -250,7 +310,7 @@ impl Rebalancer {
             };
             let misfit = |rate: f64| (rate - difference / 2.0).abs();
             let fits = |&(_, &(_, nic, rate)): &(usize, &(SessionKey, NicIndex, f64))| {
-                nic == from && rate < difference && rate > difference / 64.0
+                nic == from && rate < difference * MAX_FIT
             };
             let best = movable
                 .iter()
@@ -264,7 +324,7 @@ impl Rebalancer {
             loads.excess[usize::from(to)] += rate;
             moves.push((key, to));
         }
-        moves
+        (moves, Some(loads))
     }
 }
 

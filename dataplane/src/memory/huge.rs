@@ -33,7 +33,7 @@ mod tests {
 
     #[test]
     fn memory_keeps_its_content_and_too_little_of_it_is_left_alone() {
-        let table: Vec<u32> = (0..(3 * HUGE_PAGE / 4) as u32).collect();
+        let table: Vec<u32> = (0..).take(3 * HUGE_PAGE / 4).collect();
         let addresses = table.as_ptr_range();
         let asked = prefer_huge_pages(addresses.start.addr()..addresses.end.addr());
         assert!(asked <= 3 * HUGE_PAGE && asked.is_multiple_of(HUGE_PAGE));

@@ -181,6 +181,11 @@ impl Balancer {
         self.signals.refused(nic, frames);
     }
 
+    /// Tells what a worker sent by a NIC without [`Balancer::steer`], as in topology `pinned`; at most once a burst.
+    pub fn record_sent(&self, worker: usize, nic: NicIndex, frames: u64, bytes: u64) {
+        self.counters.of(worker).sent(usize::from(nic), frames, bytes);
+    }
+
     /// Makes costs of what was measured, and moves sessions if that evens out the NICs. To be called by the control thread
     /// about every 100 ms, more often does no harm; bounded work, without a slot table to build.
     pub fn tick(&self, now: impl Into<Clock>) {

@@ -7,13 +7,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use arc_swap::Guard;
 
 use super::admission::Refusal;
-use super::{Balancer, NewSession, Observed, is_alive};
+use super::{Balancer, Observed, is_alive};
 use crate::Millis;
 use crate::counters::Counters;
 use crate::nics::NicIndex;
 use crate::parse::{Class, Parsed};
 use crate::plan::Plan;
-use crate::policy::{Loads, choose};
+use crate::policy::Loads;
 use crate::state::{Progress, Timer, may_open};
 use crate::table::{BATCH, Hit, Insertion, Lookup, Meta, SessionTable};
 use crate::watch::Notes;
@@ -245,16 +245,9 @@ impl Turn<'_> {
         let mut loads = self.loads.borrow_mut();
         let loads = loads.get_or_insert_with(|| self.balancer.counters.loads());
         let opening = is_opening(parsed);
-        let session = NewSession {
-            slot,
-            slots: &plan.slots,
-            alive: self.alive & plan.present,
-            warming: self.balancer.warming(self.now),
-            weights: &plan.weights,
-            opening,
-            loads,
-        };
-        let nic = choose(plan.algorithm, &session, |nic| self.balancer.signals.cost(nic))?;
+        let nic = self
+            .balancer
+            .choose_for(plan, slot, opening, (self.alive, self.now), loads)?;
         // The counters learn of it too, but are not read again for this burst.
         loads.place(nic, opening);
         Some(nic)

@@ -338,6 +338,14 @@ impl SessionTable {
         Some((entry.key, Self::hit(bucket, lane, entry.meta)))
     }
 
+    /// Bytes that an entry has counted, in both directions.
+    pub(crate) fn bytes_at(&self, hit: &Hit) -> u64 {
+        let bucket = self.bucket_of(hit);
+        bucket
+            .and_then(|bucket| bucket.snapshot(usize::from(hit.lane)))
+            .map_or(0, |entry| entry.bytes)
+    }
+
     /// The state of an entry now, and how long its last frame was ago; `None` if it is gone.
     pub(crate) fn now_at(&self, hit: &Hit, now: Millis) -> Option<(Meta, Millis)> {
         let (meta, last_seen) = self.bucket_of(hit)?.state(usize::from(hit.lane))?;
