@@ -74,6 +74,8 @@ pub(crate) struct SharedState {
     events: ArrayQueue<Event>,
     /// Wakes the control thread: an acknowledgement or an event.
     notify: EventFd,
+    /// Wakes whoever watches the NICs' links: the kernel refuses frames.
+    suspect: Arc<EventFd>,
 }
 
 impl SharedState {
@@ -83,10 +85,21 @@ impl SharedState {
         self.started.elapsed().as_millis() as Millis
     }
 
+    pub(crate) fn wake_all(&self) {
+        for wake in &self.wake {
+            let _ = wake.write(1);
+        }
+    }
+
     pub(crate) fn acknowledge(&self, worker: usize, generation: u64) {
         // Release: whoever reads this also sees everything the worker did with the older fabric.
         self.seen[worker].store(generation, Ordering::Release);
         let _ = self.notify.write(1);
+    }
+
+    /// A NIC's [`crate::fabric::NicState::suspect`] was set.
+    pub(crate) fn suspect(&self) {
+        let _ = self.suspect.write(1);
     }
 
     pub(crate) fn report(&self, event: Event) {
@@ -173,6 +186,7 @@ impl Engine {
             seen: (0..workers).map(|_| CachePadded::default()).collect(),
             events: ArrayQueue::new(EVENTS),
             notify: eventfd()?,
+            suspect: Arc::new(eventfd()?),
         });
         let mut engine = Engine {
             shared,
@@ -242,9 +256,13 @@ impl Engine {
 
     /// Has every worker look at all its queues.
     pub fn wake(&self) {
-        for wake in &self.shared.wake {
-            let _ = wake.write(1);
-        }
+        self.shared.wake_all();
+    }
+
+    /// What another thread needs to watch the NICs for the workers.
+    #[must_use]
+    pub fn watcher(&self) -> Watcher {
+        Watcher(Arc::clone(&self.shared))
     }
 
     /// The newest generation that every worker has picked up: nobody uses anything that only older ones held.
@@ -285,6 +303,36 @@ impl Engine {
     #[must_use]
     pub fn worker_counters(&self) -> &PerWorker<WorkerCounters> {
         &self.shared.counters
+    }
+}
+
+/// The workers as a thread sees them that watches the NICs' links.
+#[derive(Clone)]
+pub struct Watcher(Arc<SharedState>);
+
+impl Watcher {
+    /// Readable when a NIC's [`crate::fabric::NicState::suspect`] was set; to be read, and written to wake the watcher for other
+    /// reasons.
+    #[must_use]
+    pub fn suspect(&self) -> Arc<EventFd> {
+        Arc::clone(&self.0.suspect)
+    }
+
+    /// Has every worker look at all its queues, for frames of a NIC that was lost.
+    pub fn wake_workers(&self) {
+        self.0.wake_all();
+    }
+
+    /// Turns of all workers that moved a frame: no frame is lost while they stand still.
+    #[must_use]
+    pub fn busy_turns(&self) -> u64 {
+        self.0.counters.sum(|worker| worker.busy_turns.get())
+    }
+
+    /// The time as the workers tell it to the balancer.
+    #[must_use]
+    pub fn now(&self) -> Millis {
+        self.0.now()
     }
 }
 

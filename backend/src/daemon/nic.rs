@@ -1,12 +1,11 @@
 //! One host NIC at run time: its sockets, its XDP program, and whether it can carry frames.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use tracing::{info, warn};
-use vnic_dataplane::counters::PerWorker;
 use vnic_dataplane::fabric::{Nic, NicQueue, NicState, VlanMode};
 use vnic_dataplane::group::GroupTap;
 use vnic_dataplane::memory::frames::{CHUNK_SIZE, FrameMemory};
@@ -180,12 +179,12 @@ impl NicRuntime {
             );
         }
         let nic = Arc::new(Nic {
-            state: Arc::new(NicState {
+            state: Arc::new(NicState::new(
                 index,
-                id: config.id.clone(),
-                counters: PerWorker::new(daemon.workers),
-                mtu: AtomicU32::new(interface.mtu),
-            }),
+                config.id.clone(),
+                daemon.workers,
+                interface.mtu,
+            )),
             mac: interface.mac,
             queues: opened.into(),
             group: Some(Mutex::new(group)),

@@ -225,6 +225,22 @@ impl NicTx for MemoryTx {
         self.chunks_in_flight
     }
 
+    /// The lost NIC of the twin sends nothing more: what was not collected is completed.
+    fn copy_in_flight(&mut self, chunks: &mut ChunkCache, out: &mut Vec<Frame>) {
+        loop {
+            let Some(frame) = self.wire.sending.pop().or_else(|| self.queued.pop_front()) else {
+                return;
+            };
+            self.frames_in_flight -= 1;
+            self.chunks_in_flight -= frame.segment_count();
+            self.wire.memory.mark_sent(self.wire.owner, &frame);
+            if let Some(copy) = self.wire.memory.copy_of(chunks, &frame) {
+                out.push(copy);
+            }
+            chunks.free(frame);
+        }
+    }
+
     fn counters(&self) -> NicTxCounters {
         self.counters
     }

@@ -6,6 +6,7 @@
 mod deliver;
 mod from_guest;
 mod from_nic;
+mod redrive;
 #[cfg(test)]
 mod tests;
 mod wait;
@@ -46,6 +47,10 @@ struct Context {
     choices: Vec<Option<NicIndex>>,
     /// Frames by destination.
     staged: Staged,
+    /// Copies of frames that a lost NIC had, beside what the balancer is told of them and what it answers.
+    rescued: Vec<Frame>,
+    rescued_observed: Vec<Observed>,
+    rescued_choices: Vec<Option<NicIndex>>,
 }
 
 /// Runs worker `index` until the engine stops.
@@ -63,6 +68,9 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
         observed: Vec::with_capacity(BURST),
         choices: Vec::with_capacity(BURST),
         staged: Staged::new(),
+        rescued: Vec::new(),
+        rescued_observed: Vec::new(),
+        rescued_choices: Vec::new(),
     };
     let mut fabric = shared.fabric.load_full();
     shared.acknowledge(index, fabric.generation);
