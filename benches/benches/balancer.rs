@@ -6,6 +6,7 @@ use vnic_benches::udp_frame;
 use vnic_lb::balancer::{Balancer, BalancerConfig, Observed};
 use vnic_lb::nics::NicInfo;
 use vnic_lb::parse::parse;
+use vnic_lb::policy::Algorithm;
 
 /// Frames in a burst, as workers take them.
 const BURST: usize = 32;
@@ -26,9 +27,10 @@ fn steering(criterion: &mut Criterion) {
             nics: (0..8)
                 .map(|nic| NicInfo {
                     id: format!("nic{nic}"),
-                    weight: 1,
+                    weight: None,
                 })
                 .collect(),
+            algorithm: Algorithm::Hash,
             session_capacity: 1 << 21,
             hash_key: [7; 16],
         });

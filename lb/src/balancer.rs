@@ -1,26 +1,38 @@
 //! The one face that `dataplane` calls: a burst of parsed frames in, a NIC for each out.
 
+mod control;
+mod explain;
 #[cfg(test)]
 mod tests;
 mod turn;
 
-use std::sync::Arc;
+use std::cell::{OnceCell, RefCell};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::{Arc, Mutex};
 
+use arc_swap::ArcSwap;
+
+use self::control::Control;
+pub use self::explain::{Explanation, NicExplained, Reason};
 use self::turn::Turn;
-use crate::Millis;
 use crate::counters::AllCounters;
 use crate::key::SessionKey;
-use crate::nics::{AliveSet, NicIndex, NicInfo};
-use crate::parse::{Class, Parsed};
-use crate::policy::{HashPolicy, NewSession, NicLoad, Policy};
-use crate::slots::SlotTable;
+use crate::nics::{AliveSet, NicIndex, NicInfo, NicSet, members};
+use crate::parse::Parsed;
+use crate::plan::{Plan, Planner};
+use crate::policy::{Algorithm, NewSession, SLOW_START_MS};
+use crate::signals::Signals;
 use crate::table::{BATCH, Listed, SessionTable, elapsed_ms};
+use crate::{Clock, MAX_NICS, Millis};
 
 /// How the balancer is set up; fixed at start except where a method says otherwise.
 #[derive(Debug, Clone)]
 pub struct BalancerConfig {
     /// NICs in the order of their [`NicIndex`].
     pub nics: Vec<NicInfo>,
+    /// Places new sessions; [`Balancer::set_policy`] changes it.
+    pub algorithm: Algorithm,
     /// Sessions that the table is sized for; its memory (about 80 bytes each) is allocated at once.
     pub session_capacity: usize,
     /// Key of the slot hash, kept by the caller across restarts.
@@ -66,51 +78,52 @@ pub struct BalancerStats {
     pub expired: u64,
     /// Sessions moved because their NIC was not alive.
     pub repinned: u64,
+    /// Sessions that `adaptive` moved to even out the NICs.
+    pub moved: u64,
     /// Frames forwarded without a session because their buckets were full (or held by another worker for long).
     pub table_full: u64,
 }
 
 /// Chooses NICs for frames and keeps the sessions' pins. Shared by all workers.
 pub struct Balancer {
-    nics: Vec<NicInfo>,
     alive: AliveSet,
-    slots: SlotTable,
-    policy: Box<dyn Policy>,
+    /// Whether `adaptive` is in force, so that bursts are measured.
+    measuring: AtomicBool,
+    /// NICs in slow start, and since when.
+    warming: AtomicU32,
+    returned: [AtomicU32; MAX_NICS],
+    plan: ArcSwap<Plan>,
     table: SessionTable,
     counters: AllCounters,
+    signals: Signals,
+    /// Whoever changes something holds it; no worker does.
+    control: Mutex<Control>,
 }
 
 impl Balancer {
     /// Allocates the session table and builds the slot table. NICs beyond [`crate::MAX_NICS`] are left out. No NIC is
-    /// alive until health code says so: see [`Balancer::alive`].
+    /// alive until health code says so: see [`Balancer::set_alive`].
     #[must_use]
     pub fn new(config: &BalancerConfig) -> Arc<Balancer> {
+        let mut planner = Planner::new(config.algorithm, &config.nics, config.hash_key);
+        let plan = planner.plan(None);
         Arc::new(Balancer {
-            nics: config.nics.iter().take(crate::MAX_NICS).cloned().collect(),
             alive: AliveSet::default(),
-            slots: SlotTable::new(&config.nics, &config.hash_key),
-            policy: Box::new(HashPolicy),
+            measuring: AtomicBool::new(config.algorithm == Algorithm::Adaptive),
+            warming: AtomicU32::new(0),
+            returned: Default::default(),
+            plan: ArcSwap::from_pointee(plan),
             table: SessionTable::new(config.session_capacity),
             counters: AllCounters::new(),
+            signals: Signals::new(),
+            control: Mutex::new(Control::new(planner)),
         })
     }
 
-    /// Which NICs are alive; health code stores to it, every burst reads it.
+    /// Which NICs are alive; every burst reads it. Health code stores to it by [`Balancer::set_alive`].
     #[must_use]
     pub fn alive(&self) -> &AliveSet {
         &self.alive
-    }
-
-    /// The NICs, in the order of their index.
-    #[must_use]
-    pub fn nics(&self) -> &[NicInfo] {
-        &self.nics
-    }
-
-    /// Name of the algorithm that new sessions are placed by.
-    #[must_use]
-    pub fn algorithm(&self) -> &'static str {
-        self.policy.name()
     }
 
     /// Bytes that the session table occupies.
@@ -121,7 +134,16 @@ impl Balancer {
 
     /// Frames from guests, towards NICs: `out[i]` becomes the NIC of `frames[i]`, or `None` when no NIC is alive.
     /// What was in `out` is dropped; it does not allocate once its capacity is that of a burst.
-    pub fn steer(&self, worker: usize, now: Millis, frames: &[Observed], out: &mut Vec<Option<NicIndex>>) {
+    ///
+    /// `now` may be [`Millis`]; only a [`Clock`] with microseconds lets `adaptive` measure latency in passing.
+    pub fn steer(
+        &self,
+        worker: usize,
+        now: impl Into<Clock>,
+        frames: &[Observed],
+        out: &mut Vec<Option<NicIndex>>,
+    ) {
+        let now = now.into();
         out.clear();
         for burst in frames.chunks(BATCH) {
             self.turn(worker, now).steer(burst, out);
@@ -131,15 +153,17 @@ impl Balancer {
     /// Frames from NICs, towards guests: creates and refreshes sessions. A new session's NIC is the policy's
     /// choice and not the one that the frame came by, which is the switch's affair; while no NIC is alive it is the
     /// slot's primary.
-    pub fn observe(&self, worker: usize, now: Millis, frames: &[Observed]) {
+    pub fn observe(&self, worker: usize, now: impl Into<Clock>, frames: &[Observed]) {
+        let now = now.into();
         for burst in frames.chunks(BATCH) {
             self.turn(worker, now).observe(burst);
         }
     }
 
     /// Bounded upkeep (timers): called by any worker every turn or so; looks at no more than about `budget` entries.
-    pub fn upkeep(&self, now: Millis, budget: usize) {
-        let turn = self.turn(0, now);
+    pub fn upkeep(&self, now: impl Into<Clock>, budget: usize) {
+        let now = now.into();
+        let (turn, now) = (self.turn(0, now), now.millis);
         self.table.expire(now, budget, &mut |meta| turn.expired(meta));
     }
 
@@ -160,31 +184,8 @@ impl Balancer {
 
     /// Live sessions pinned to each NIC.
     #[must_use]
-    pub fn sessions_per_nic(&self) -> [u64; crate::MAX_NICS] {
-        let mut sessions = [0; crate::MAX_NICS];
-        for (count, nic) in sessions.iter_mut().zip(0u8..) {
-            *count = self.counters.sessions(nic);
-        }
-        sessions
-    }
-
-    /// The slot of a frame and the NIC that it would leave by now. Changes nothing.
-    #[must_use]
-    pub fn explain(&self, parsed: &Parsed) -> Option<(u16, NicIndex)> {
-        let (slot, alive) = (self.slots.slot(parsed.key()), self.alive.snapshot());
-        let stored = match parsed.class() {
-            Class::LaterFragment => self.table.lookup(&parsed.fragment_key()).hit,
-            _ => parsed.session_key().and_then(|key| self.table.lookup(key).hit),
-        };
-        let pinned = stored
-            .map(|hit| hit.meta.nic())
-            .filter(|&nic| is_alive(alive, nic));
-        let nic = match (pinned, stored, parsed.class()) {
-            (Some(nic), ..) => Some(nic),
-            (None, None, Class::Session | Class::FirstFragment) => self.choose(parsed.key(), alive),
-            _ => self.slots.choose(slot, alive),
-        };
-        Some((slot, nic?))
+    pub fn sessions_per_nic(&self) -> [u64; MAX_NICS] {
+        self.counters.loads().sessions
     }
 
     /// Counters.
@@ -196,31 +197,32 @@ impl Balancer {
             created: self.counters.sum(|set| &set.created),
             expired: self.counters.sum(|set| &set.expired),
             repinned: self.counters.sum(|set| &set.repinned),
+            moved: self.counters.sum(|set| &set.moved),
             table_full: self.counters.sum(|set| &set.table_full),
         }
     }
 
-    fn turn(&self, worker: usize, now: Millis) -> Turn<'_> {
+    fn turn(&self, worker: usize, now: Clock) -> Turn<'_> {
         Turn {
             balancer: self,
             counters: self.counters.of(worker),
             alive: self.alive.snapshot(),
-            now,
+            now: now.millis,
+            plan: OnceCell::new(),
+            loads: RefCell::new(None),
         }
     }
 
-    /// The policy's NIC for a new session.
-    fn choose(&self, key: &SessionKey, alive: u32) -> Option<NicIndex> {
-        self.policy.choose(&NewSession {
-            slot: self.slots.slot(key),
-            slots: &self.slots,
-            alive,
-            nics: &self.nics,
-            load: &self.counters,
-        })
+    /// NICs in slow start.
+    fn warming(&self, now: Millis) -> NicSet {
+        let since = |nic: NicIndex| elapsed_ms(now, self.returned[usize::from(nic)].load(Relaxed));
+        let warming = self.warming.load(Relaxed);
+        members(warming)
+            .filter(|&nic| since(nic) < SLOW_START_MS)
+            .fold(0, |set, nic| set | 1 << nic)
     }
 }
 
-const fn is_alive(alive: u32, nic: NicIndex) -> bool {
+const fn is_alive(alive: NicSet, nic: NicIndex) -> bool {
     alive >> (nic % 32) & 1 == 1
 }

@@ -6,11 +6,14 @@
 
 pub mod balancer;
 mod counters;
+pub mod health;
 pub mod key;
 pub mod mac;
 pub mod nics;
 pub mod parse;
+mod plan;
 pub mod policy;
+pub mod signals;
 pub mod slots;
 pub mod state;
 pub mod table;
@@ -20,3 +23,22 @@ pub const MAX_NICS: usize = 8;
 
 /// Milliseconds of a monotonic clock that the caller owns; wraps after 49 days, compared with wrapping arithmetic.
 pub type Millis = u32;
+
+/// A moment of the caller's monotonic clock. Milliseconds run timers; microseconds, which wrap after 71 minutes,
+/// measure round trips.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Clock {
+    /// Milliseconds.
+    pub millis: Millis,
+    /// Microseconds, wrapping.
+    pub micros: u32,
+}
+
+impl From<Millis> for Clock {
+    fn from(millis: Millis) -> Clock {
+        Clock {
+            millis,
+            micros: millis.wrapping_mul(1000),
+        }
+    }
+}

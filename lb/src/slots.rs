@@ -13,7 +13,7 @@ use siphasher::sip::SipHasher13;
 
 use crate::MAX_NICS;
 use crate::key::SessionKey;
-use crate::nics::{NicIndex, NicInfo};
+use crate::nics::NicIndex;
 
 /// Slots of the table.
 pub const SLOTS: usize = 1 << 16;
@@ -29,34 +29,46 @@ pub struct SlotTable {
     hasher: SipHasher13,
 }
 
+/// A NIC as the slots know it.
+#[derive(Debug, Clone, Copy)]
+pub struct Server<'a> {
+    /// The number that the table answers with; below [`MAX_NICS`].
+    pub nic: NicIndex,
+    /// The stable id that decides which slots it serves.
+    pub id: &'a str,
+    /// Relative share of the slots.
+    pub weight: u32,
+}
+
 /// One NIC while the table is built.
 struct Candidate {
-    nic: usize,
+    nic: NicIndex,
     weight: u32,
     quota: usize,
     seed: u64,
 }
 
 impl SlotTable {
-    /// Deals the slots to the first [`MAX_NICS`] of `nics`. The same ids, weights and key give the same table on
+    /// Deals the slots to the first [`MAX_NICS`] of `servers`. The same ids, weights and key give the same table on
     /// any host and in any order of the list. A weight of 0 makes a NIC the last resort; if every weight is 0,
-    /// they count as equal.
+    /// they count as equal. Takes some ten milliseconds, so it is no work for a frame loop.
     #[must_use]
-    pub fn new(nics: &[NicInfo], hash_key: &[u8; 16]) -> SlotTable {
+    pub fn new(servers: &[Server<'_>], hash_key: &[u8; 16]) -> SlotTable {
         let hasher = SipHasher13::new_with_key(hash_key);
-        let candidates = candidates(nics, &hasher);
-        let rankings: Vec<Vec<usize>> = (0..SLOTS).map(|slot| ranking(&candidates, slot)).collect();
+        let candidates = candidates(servers, &hasher);
+        let rankings: Vec<Ranking> = (0..SLOTS).map(|slot| ranking(&candidates, slot)).collect();
         let primaries = deal(&candidates, &rankings);
         let ranks = rankings
             .iter()
             .zip(primaries)
             .map(|(ranking, primary)| {
+                let ranking = &ranking[..candidates.len()];
                 let others = ranking.iter().copied().filter(|&rank| Some(rank) != primary);
                 let order = primary.into_iter().chain(others);
                 order
                     .zip((0u32..).step_by(4))
-                    .fold(0u32, |packed, (candidate, shift)| {
-                        packed | u32::try_from(candidates[candidate].nic).unwrap_or(0) << shift
+                    .fold(0u32, |packed, (rank, shift)| {
+                        packed | u32::from(candidates[usize::from(rank)].nic) << shift
                     })
             })
             .collect();
@@ -80,6 +92,15 @@ impl SlotTable {
         self.choose(slot, u32::MAX)
     }
 
+    /// All NICs in the order in which they serve a slot, the primary first.
+    pub fn order(&self, slot: u16) -> impl Iterator<Item = NicIndex> + use<> {
+        let ranks = self.ranks.get(usize::from(slot)).copied().unwrap_or(0);
+        (0..self.nics).map(move |at| {
+            let [nic, ..] = (ranks >> (at * RANK_BITS) & ((1 << RANK_BITS) - 1)).to_le_bytes();
+            nic
+        })
+    }
+
     /// The first NIC in the slot's order that is in `alive` (bit i is NIC i).
     #[must_use]
     pub fn choose(&self, slot: u16, alive: u32) -> Option<NicIndex> {
@@ -96,28 +117,25 @@ impl SlotTable {
 }
 
 /// The NICs in the order of their ids, with their exact share of the slots (largest remainders rounded up).
-fn candidates(nics: &[NicInfo], hasher: &SipHasher13) -> Vec<Candidate> {
-    let mut nics: Vec<_> = nics.iter().take(MAX_NICS).enumerate().collect();
-    nics.sort_by(|(_, a), (_, b)| a.id.cmp(&b.id));
-    let drained = nics.iter().all(|(_, nic)| nic.weight == 0);
-    let weight = |nic: &NicInfo| if drained { 1 } else { nic.weight };
-    let total: u64 = nics
+fn candidates(servers: &[Server<'_>], hasher: &SipHasher13) -> Vec<Candidate> {
+    let mut servers: Vec<_> = servers.iter().take(MAX_NICS).collect();
+    servers.sort_by_key(|server| server.id);
+    let drained = servers.iter().all(|server| server.weight == 0);
+    let weight = |server: &Server<'_>| if drained { 1 } else { server.weight };
+    let total: u64 = servers.iter().map(|server| u64::from(weight(server))).sum();
+    let total = total.max(1);
+    let share = |server: &Server<'_>| u64::from(weight(server)) * SLOTS as u64;
+    let mut candidates: Vec<_> = servers
         .iter()
-        .map(|(_, nic)| u64::from(weight(nic)))
-        .sum::<u64>()
-        .max(1);
-    let share = |nic: &NicInfo| u64::from(weight(nic)) * SLOTS as u64;
-    let mut candidates: Vec<_> = nics
-        .iter()
-        .map(|(index, nic)| Candidate {
-            nic: *index,
-            weight: weight(nic),
-            quota: usize::try_from(share(nic) / total).unwrap_or(SLOTS),
-            seed: hasher.hash(nic.id.as_bytes()),
+        .map(|server| Candidate {
+            nic: server.nic,
+            weight: weight(server),
+            quota: usize::try_from(share(server) / total).unwrap_or(SLOTS),
+            seed: hasher.hash(server.id.as_bytes()),
         })
         .collect();
-    let mut by_remainder: Vec<_> = (0..nics.len()).collect();
-    by_remainder.sort_by_key(|&rank| Reverse(share(nics[rank].1) % total));
+    let mut by_remainder: Vec<_> = (0..servers.len()).collect();
+    by_remainder.sort_by_key(|&rank| Reverse(share(servers[rank]) % total));
     let dealt: usize = candidates.iter().map(|candidate| candidate.quota).sum();
     for &rank in by_remainder.iter().take(SLOTS.saturating_sub(dealt)) {
         candidates[rank].quota += 1;
@@ -133,41 +151,44 @@ fn draw(seed: u64, slot: usize) -> u64 {
     x ^ x >> 31
 }
 
+/// Positions in the list of candidates, as many as there are, in a slot's order of preference.
+type Ranking = [u8; MAX_NICS];
+
 /// The candidates in a slot's order of preference: weighted highest random weight, those of weight 0 last.
-fn ranking(candidates: &[Candidate], slot: usize) -> Vec<usize> {
-    let mut scored: Vec<_> = candidates
-        .iter()
-        .enumerate()
-        .map(|(rank, candidate)| {
-            let draw = draw(candidate.seed, slot);
-            // A uniform number in (0, 1); 53 bits are what an f64 holds.
-            let uniform = ((draw >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-            let score = if candidate.weight == 0 {
-                f64::NEG_INFINITY
-            } else {
-                f64::from(candidate.weight) / -uniform.ln()
-            };
-            (score, draw, rank)
-        })
-        .collect();
-    scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)).then(a.2.cmp(&b.2)));
-    scored.into_iter().map(|(_, _, rank)| rank).collect()
+fn ranking(candidates: &[Candidate], slot: usize) -> Ranking {
+    let mut scored = [(f64::NEG_INFINITY, 0u64, 0u8); MAX_NICS];
+    for ((scored, candidate), rank) in scored.iter_mut().zip(candidates).zip(0u8..) {
+        let draw = draw(candidate.seed, slot);
+        // A uniform number in (0, 1); 53 bits are what an f64 holds.
+        let uniform = ((draw >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+        let score = if candidate.weight == 0 {
+            f64::NEG_INFINITY
+        } else {
+            f64::from(candidate.weight) / -uniform.ln()
+        };
+        *scored = (score, draw, rank);
+    }
+    scored[..candidates.len()]
+        .sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)).then(a.2.cmp(&b.2)));
+    scored.map(|(_, _, rank)| rank)
 }
 
 /// Gives every slot a primary within the quotas, by deferred acceptance: a slot asks the candidates in its order
 /// of preference, and a full candidate keeps the slots with its highest draws. The outcome is stable and unique, so it
 /// does not depend on any order here, and few slots move when the quotas change.
-fn deal(candidates: &[Candidate], rankings: &[Vec<usize>]) -> Vec<Option<usize>> {
-    let mut held: Vec<BinaryHeap<Reverse<(u64, usize)>>> =
-        candidates.iter().map(|_| BinaryHeap::new()).collect();
+fn deal(candidates: &[Candidate], rankings: &[Ranking]) -> Vec<Option<u8>> {
+    let mut held: Vec<BinaryHeap<Reverse<(u64, usize)>>> = candidates
+        .iter()
+        .map(|candidate| BinaryHeap::with_capacity(candidate.quota + 1))
+        .collect();
     let mut next = vec![0usize; rankings.len()];
     let mut waiting: Vec<usize> = (0..rankings.len()).rev().collect();
     while let Some(slot) = waiting.pop() {
-        let Some(&rank) = rankings[slot].get(next[slot]) else {
+        let Some(&rank) = rankings[slot][..candidates.len()].get(next[slot]) else {
             continue;
         };
         next[slot] += 1;
-        let (candidate, heap) = (&candidates[rank], &mut held[rank]);
+        let (candidate, heap) = (&candidates[usize::from(rank)], &mut held[usize::from(rank)]);
         heap.push(Reverse((draw(candidate.seed, slot), slot)));
         if heap.len() > candidate.quota
             && let Some(Reverse((_, refused))) = heap.pop()
@@ -176,7 +197,7 @@ fn deal(candidates: &[Candidate], rankings: &[Vec<usize>]) -> Vec<Option<usize>>
         }
     }
     let mut primaries = vec![None; rankings.len()];
-    for (rank, heap) in held.into_iter().enumerate() {
+    for (heap, rank) in held.into_iter().zip(0u8..) {
         for Reverse((_, slot)) in heap {
             primaries[slot] = Some(rank);
         }
@@ -190,17 +211,14 @@ mod tests {
 
     const KEY: [u8; 16] = *b"0123456789abcdef";
 
-    fn nics(weights: &[(&str, u32)]) -> Vec<NicInfo> {
-        weights
-            .iter()
-            .map(|&(id, weight)| NicInfo {
-                id: id.to_owned(),
-                weight,
-            })
+    fn nics(weights: &[(&'static str, u32)]) -> Vec<Server<'static>> {
+        (0u8..)
+            .zip(weights)
+            .map(|(nic, &(id, weight))| Server { nic, id, weight })
             .collect()
     }
 
-    fn equal(ids: &[&str]) -> Vec<NicInfo> {
+    fn equal(ids: &[&'static str]) -> Vec<Server<'static>> {
         nics(&ids.iter().map(|&id| (id, 1)).collect::<Vec<_>>())
     }
 
@@ -217,8 +235,8 @@ mod tests {
     }
 
     /// Who serves a slot, by id.
-    fn owner<'a>(table: &SlotTable, nics: &'a [NicInfo], slot: u16, alive: u32) -> &'a str {
-        &nics[usize::from(table.choose(slot, alive).unwrap())].id
+    fn owner<'a>(table: &SlotTable, nics: &[Server<'a>], slot: u16, alive: u32) -> &'a str {
+        nics[usize::from(table.choose(slot, alive).unwrap())].id
     }
 
     #[test]
@@ -252,6 +270,12 @@ mod tests {
                 assert_eq!(before, after);
             }
         }
+        assert!(slots().all(|slot| {
+            let mut order: Vec<_> = table.order(slot).collect();
+            let first = order.first().copied();
+            order.sort_unstable();
+            first == table.primary(slot) && order == [0, 1, 2, 3, 4, 5, 6, 7]
+        }));
         assert_eq!(heirs[3], 0);
         let shares = heirs.iter().enumerate().filter(|&(nic, _)| nic != 3);
         assert!(
@@ -263,7 +287,7 @@ mod tests {
     #[test]
     fn the_order_of_the_list_does_not_matter() {
         let forward = nics(&[("a", 10), ("b", 25), ("c", 40)]);
-        let backward: Vec<_> = forward.iter().cloned().rev().collect();
+        let backward = nics(&[("c", 40), ("b", 25), ("a", 10)]);
         let tables = (SlotTable::new(&forward, &KEY), SlotTable::new(&backward, &KEY));
         for slot in slots() {
             assert_eq!(

@@ -257,7 +257,7 @@ fn nics(listed: &[RawNic]) -> Result<Vec<NicConfig>, ConfigError> {
         }
         nics.push(new);
     }
-    if !nics.is_empty() && nics.iter().all(|nic| nic.weight == 0) {
+    if !nics.is_empty() && nics.iter().all(|nic| nic.weight == Some(0)) {
         return Err(ConfigError::NoWeight);
     }
     Ok(nics)
@@ -324,9 +324,10 @@ fn nic(raw: &RawNic) -> Result<NicConfig, ConfigError> {
             AttachMode::WORDS,
         )?
         .unwrap_or(AttachMode::Auto),
-        weight: raw.weight.map_or(Ok(1), |weight| {
-            in_range(weight, 0, MAX_WEIGHT, &format!("`weight` in {origin}"))
-        })?,
+        weight: raw
+            .weight
+            .map(|weight| in_range(weight, 0, MAX_WEIGHT, &format!("`weight` in {origin}")))
+            .transpose()?,
         ifname,
         id,
     })

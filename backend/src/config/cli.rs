@@ -63,7 +63,8 @@ pub(super) struct Cli {
     /// id: stable name that sessions are keyed by [default: the interface's name]. queues: receive queues to drive
     /// [default: all]; all must be. set-channels: on gives the interface that many (as `ethtool -L` does) until vnicd ends
     /// [default: off]. zerocopy: auto, require or off [default: auto]. attach: auto, native or skb, how the XDP program is
-    /// attached [default: auto]. weight: relative share of new sessions, 0 to 10000, 0 takes none [default: 1].
+    /// attached [default: auto]. weight: relative share of new sessions, 0 to 10000, 0 takes none [default: 1,
+    /// or the link speed: see --lb].
     /// Example: --nic eth1,id=left,zerocopy=require,weight=10
     #[arg(long = "nic", value_name = "IF[,OPTIONS]", help_heading = "NICs")]
     pub nics: Vec<String>,
@@ -75,9 +76,13 @@ pub(super) struct Cli {
     #[arg(long, value_name = "TOPOLOGY", help_heading = "NICs")]
     pub topology: Option<String>,
 
-    /// Which NIC a new session gets [possible values: hash] [default: hash] [env: LB_ALGORITHM]
+    /// Which NIC a new session gets [possible values: hash, least_conn, weighted, adaptive]
+    /// [default: hash] [env: LB_ALGORITHM]
     ///
-    /// hash: by consistent hash of the session, the same again after a restart. Example: --lb hash
+    /// hash: by consistent hash of the session, the same again after a restart. least_conn: the NIC with the fewest
+    /// sessions for its weight. weighted: by consistent hash, in proportion to the weights or, without any, to the link
+    /// speeds. adaptive: the NIC with the lowest latency for its idle capacity; busy sessions are moved when they
+    /// pause. Example: --lb least_conn
     #[arg(long, value_name = "ALGORITHM", help_heading = "NICs")]
     pub lb: Option<String>,
 

@@ -111,8 +111,8 @@ pub struct NicConfig {
     pub zerocopy: ZeroCopy,
     /// How the XDP program is attached.
     pub attach: AttachMode,
-    /// Relative share of new sessions; 0 drains.
-    pub weight: u32,
+    /// Relative share of new sessions; 0 drains. `None`: the algorithm's own, which is 1 or the link speed.
+    pub weight: Option<u32>,
     /// Set the interface's number of channels to `queues` while the daemon runs; only with `queues`.
     pub set_channels: bool,
 }
@@ -162,6 +162,25 @@ words! {
     Algorithm {
         /// By consistent hash of the session key.
         Hash = "hash",
+        /// The NIC with the fewest sessions for its weight.
+        LeastConn = "least_conn",
+        /// By consistent hash, in proportion to weights or else link speeds.
+        Weighted = "weighted",
+        /// The NIC with the lowest latency for its idle capacity.
+        Adaptive = "adaptive",
+    }
+}
+
+impl Algorithm {
+    /// The balancer's name for it.
+    #[must_use]
+    pub const fn policy(self) -> vnic_lb::policy::Algorithm {
+        match self {
+            Algorithm::Hash => vnic_lb::policy::Algorithm::Hash,
+            Algorithm::LeastConn => vnic_lb::policy::Algorithm::LeastConn,
+            Algorithm::Weighted => vnic_lb::policy::Algorithm::Weighted,
+            Algorithm::Adaptive => vnic_lb::policy::Algorithm::Adaptive,
+        }
     }
 }
 

@@ -294,7 +294,7 @@ fn bad_command_lines_say_what_why_and_what_to_do() {
         ),
         (
             &["--socket-path", "/s", "--nic", "e0", "--lb", "dice"],
-            &["`dice`", "`--lb`", "give hash"],
+            &["`dice`", "`--lb`", "give hash, least_conn, weighted or adaptive"],
         ),
         (
             &["--config", "/no/such/file.toml"],
@@ -388,11 +388,11 @@ fn a_file_alone_is_enough() {
         queues: Some(2),
         zerocopy: ZeroCopy::Require,
         attach: AttachMode::Native,
-        weight: 3,
+        weight: Some(3),
         set_channels: true,
     };
     assert_eq!(config.nics[0], left);
-    assert_eq!((config.nics[1].id.as_str(), config.nics[1].weight), ("e1", 1));
+    assert_eq!((config.nics[1].id.as_str(), config.nics[1].weight), ("e1", None));
     assert_eq!(
         (config.poll, config.workers, config.cpus),
         (PollMode::Busy, 2, vec![0, 1])
@@ -459,7 +459,10 @@ fn the_command_line_wins_over_the_file() {
 #[test]
 fn the_environment_stands_between_command_line_and_file() {
     let args = ["--socket-path", "/s", "--nic", "e0"];
-    assert_eq!(run_with_env(&args, Some("hash")).unwrap().lb, Algorithm::Hash);
+    for word in Algorithm::WORDS {
+        let lb = run_with_env(&args, Some(word)).unwrap().lb;
+        assert_eq!((lb.as_str(), lb.policy().name()), (*word, *word));
+    }
     let mut with_option = args.to_vec();
     with_option.extend(["--lb", "hash"]);
     assert_eq!(

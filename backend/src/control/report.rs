@@ -304,7 +304,7 @@ pub struct NicReport {
     pub zero_copy: bool,
     /// Whether frames longer than a chunk can pass.
     pub multi_buffer: bool,
-    /// Relative share of new sessions.
+    /// Relative share of new sessions that is in force; 0: none.
     pub weight: u32,
     /// Whether sessions are sent by it.
     pub alive: bool,

@@ -137,6 +137,7 @@ impl Daemon {
                     weight: nic.weight,
                 })
                 .collect(),
+            algorithm: config.lb.policy(),
             session_capacity: config.sessions,
             hash_key,
         });

@@ -215,10 +215,6 @@ impl NicRuntime {
         self.interface.mac
     }
 
-    pub(super) fn weight(&self) -> u32 {
-        self.config.weight
-    }
-
     pub(super) fn attach_mode(&self) -> &'static str {
         attach_word(&self.program)
     }

@@ -123,6 +123,13 @@ impl Daemon {
 
     fn nics(&self) -> NicsReport {
         let sessions = self.balancer.sessions_per_nic();
+        let planned = self.balancer.nics();
+        let weight = |index| {
+            planned
+                .iter()
+                .find(|nic| nic.nic == index)
+                .map_or(0, |nic| nic.weight)
+        };
         let report = |nic: &NicRuntime| {
             let view = nic.view();
             NicReport {
@@ -135,7 +142,7 @@ impl Daemon {
                 attach: nic.attach_mode().to_owned(),
                 zero_copy: nic.zero_copy,
                 multi_buffer: nic.multi_buffer,
-                weight: nic.weight(),
+                weight: weight(view.state.index),
                 alive: self.is_alive(nic),
                 carrier: nic.has_carrier(),
                 sessions: sessions.get(usize::from(view.state.index)).copied().unwrap_or(0),

@@ -11,10 +11,11 @@ const GUEST: [u8; 4] = [10, 0, 0, 1];
 fn balancer(nics: u8, capacity: usize) -> Arc<Balancer> {
     let ids = (0..nics).map(|nic| NicInfo {
         id: format!("nic{nic}"),
-        weight: 1,
+        weight: None,
     });
     let config = BalancerConfig {
         nics: ids.collect(),
+        algorithm: Algorithm::Hash,
         session_capacity: capacity,
         hash_key: [7; 16],
     };
@@ -239,10 +240,7 @@ fn fragments_follow_the_first() {
         let later = ipv4(GUEST, address, proto::UDP, number, 5, &[0; 40]);
         let nic = steer_one(&balancer, 0, observed(&first));
         assert_eq!(steer_one(&balancer, 1, observed(&later)), nic);
-        assert_eq!(
-            balancer.explain(&observed(&later).parsed).map(|found| found.1),
-            nic
-        );
+        assert_eq!(balancer.explain(1, &observed(&later).parsed).choice, nic);
         let whole = ipv4(GUEST, address, proto::UDP, number, 0, &transport(port, 53, 0));
         assert_eq!(
             steer_one(&balancer, 1, observed(&whole)),
@@ -299,9 +297,13 @@ fn explain_tells_what_steer_will_do() {
     let balancer = balancer(8, 1000);
     for number in 0..100 {
         let frame = sent(number, tcp_flag::SYN);
-        let (slot, nic) = balancer.explain(&frame.parsed).unwrap();
-        assert_eq!(steer_one(&balancer, 0, frame), Some(nic));
-        assert_eq!(balancer.explain(&frame.parsed), Some((slot, nic)));
+        let before = balancer.explain(0, &frame.parsed);
+        assert_eq!((before.pinned, before.reason), (None, Reason::Slot));
+        assert_eq!(steer_one(&balancer, 0, frame), before.choice);
+        let after = balancer.explain(7, &frame.parsed);
+        assert_eq!((after.choice, after.reason), (before.choice, Reason::Pinned));
+        assert_eq!((after.pinned, after.pinned_ms), (before.choice, Some(7)));
+        assert_eq!(after.order.first().copied(), before.choice);
     }
     assert_eq!(balancer.stats().created, 100);
 }

@@ -1,12 +1,18 @@
 //! What one burst does to the sessions.
 
+use std::cell::{OnceCell, RefCell};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Balancer, Observed, is_alive};
+use arc_swap::Guard;
+
+use super::{Balancer, NewSession, Observed, is_alive};
 use crate::Millis;
 use crate::counters::Counters;
 use crate::nics::NicIndex;
 use crate::parse::{Class, Parsed};
+use crate::plan::Plan;
+use crate::policy::{Loads, choose};
 use crate::state::{Progress, Timer, may_open};
 use crate::table::{BATCH, Hit, Insertion, Lookup, Meta, SessionTable};
 
@@ -19,6 +25,10 @@ pub(super) struct Turn<'a> {
     pub counters: &'a Counters,
     pub alive: u32,
     pub now: Millis,
+    /// Loaded when a frame needs it: a burst of known sessions does not.
+    pub plan: OnceCell<Guard<Arc<Plan>>>,
+    /// Sessions of the NICs, summed when the first new session needs them.
+    pub loads: RefCell<Option<Loads>>,
 }
 
 /// Frames in a row of one session, charged to it at once.
@@ -83,10 +93,9 @@ impl Turn<'_> {
             let hit = match lookup.hit {
                 Some(hit) => Some(self.advance(hit, &frame.parsed)),
                 None => {
-                    let balancer = self.balancer;
-                    let key = frame.parsed.key();
-                    let nic = balancer.choose(key, self.alive);
-                    let nic = nic.or_else(|| balancer.slots.primary(balancer.slots.slot(key)));
+                    let slots = &self.plan().slots;
+                    let nic = self.choose(&frame.parsed);
+                    let nic = nic.or_else(|| slots.primary(slots.slot(frame.parsed.key())));
                     nic.and_then(|nic| self.open(&frame.parsed, lookup.hash, nic))
                 }
             };
@@ -101,7 +110,7 @@ impl Turn<'_> {
     pub(super) fn expired(&self, meta: Meta) {
         if meta.progress().timer != Timer::Fragment {
             self.counters.expired.fetch_add(1, Relaxed);
-            self.counters.unpin(meta.nic());
+            self.counters.leave(meta);
         }
     }
 
@@ -122,7 +131,7 @@ impl Turn<'_> {
         let hit = match lookup.hit {
             Some(hit) => self.advance(hit, parsed),
             None => {
-                let nic = self.balancer.choose(parsed.key(), self.alive)?;
+                let nic = self.choose(parsed)?;
                 match self.open(parsed, lookup.hash, nic) {
                     Some(hit) => hit,
                     // Without an entry the frame still goes out, and never by another NIC than the next one.
@@ -142,11 +151,9 @@ impl Turn<'_> {
         }
         let heir = self.by_slot(parsed)?;
         for _ in 0..STATE_RETRIES {
-            let dead = hit.meta.nic();
             match self.balancer.table.replace(&hit, hit.meta.with_nic(heir)) {
-                Ok(_) => {
-                    self.counters.unpin(dead);
-                    self.counters.pin(heir);
+                Ok(meta) => {
+                    self.counters.change(hit.meta, meta);
                     self.counters.repinned.fetch_add(1, Relaxed);
                     break;
                 }
@@ -166,8 +173,37 @@ impl Turn<'_> {
     }
 
     fn by_slot(&self, parsed: &Parsed) -> Option<NicIndex> {
-        let slots = &self.balancer.slots;
+        let slots = &self.plan().slots;
         slots.choose(slots.slot(parsed.key()), self.alive)
+    }
+
+    fn plan(&self) -> &Plan {
+        self.plan.get_or_init(|| self.balancer.plan.load())
+    }
+
+    /// The policy's NIC for a new session.
+    pub(super) fn choose(&self, parsed: &Parsed) -> Option<NicIndex> {
+        let plan = self.plan();
+        let slot = plan.slots.slot(parsed.key());
+        if !plan.algorithm.uses_load() {
+            return plan.slots.choose(slot, self.alive);
+        }
+        let mut loads = self.loads.borrow_mut();
+        let loads = loads.get_or_insert_with(|| self.balancer.counters.loads());
+        let opening = is_opening(parsed);
+        let session = NewSession {
+            slot,
+            slots: &plan.slots,
+            alive: self.alive & plan.present,
+            warming: self.balancer.warming(self.now),
+            weights: &plan.weights,
+            opening,
+            loads,
+        };
+        let nic = choose(plan.algorithm, &session, |nic| self.balancer.signals.cost(nic))?;
+        // The counters learn of it too, but are not read again for this burst.
+        loads.place(nic, opening);
+        Some(nic)
     }
 
     /// Makes the session of a frame that has none, unless another worker does so first.
@@ -186,7 +222,7 @@ impl Turn<'_> {
         match self.insert(parsed.key(), hash, meta)? {
             Insertion::New(hit) => {
                 self.counters.created.fetch_add(1, Relaxed);
-                self.counters.pin(nic);
+                self.counters.enter(hit.meta);
                 Some(hit)
             }
             Insertion::Existing(hit) => Some(self.advance(hit, parsed)),
@@ -205,10 +241,7 @@ impl Turn<'_> {
             }
             let next = after.map_or_else(
                 || {
-                    let nic = self
-                        .balancer
-                        .choose(parsed.key(), self.alive)
-                        .unwrap_or(hit.meta.nic());
+                    let nic = self.choose(parsed).unwrap_or(hit.meta.nic());
                     Meta::new(
                         nic,
                         self.now,
@@ -222,9 +255,8 @@ impl Turn<'_> {
                     if after.is_none() {
                         self.balancer.table.clear_counters(&hit);
                         self.counters.created.fetch_add(1, Relaxed);
-                        self.counters.unpin(hit.meta.nic());
-                        self.counters.pin(meta.nic());
                     }
+                    self.counters.change(hit.meta, meta);
                     hit.meta = meta;
                     return hit;
                 }
@@ -284,4 +316,10 @@ impl Turn<'_> {
         }
         Some(insertion)
     }
+}
+
+/// Whether a session that begins with this frame is half-open.
+fn is_opening(parsed: &Parsed) -> bool {
+    let progress = Progress::first(parsed.key().protocol(), parsed.tcp_flags(), parsed.direction());
+    progress.timer == Timer::TcpSyn
 }

@@ -1,38 +1,199 @@
 //! How a new session gets its NIC.
 
-mod hash;
+mod adaptive;
+mod least_conn;
 
-pub use hash::HashPolicy;
+use std::fmt;
+use std::str::FromStr;
 
-use crate::nics::{NicIndex, NicInfo};
-use crate::slots::SlotTable;
+pub(crate) use self::adaptive::NicCost;
+use crate::MAX_NICS;
+use crate::nics::{NicIndex, NicSet, NicState, has, members};
+use crate::slots::{SLOTS, SlotTable};
 
-/// Live figures of the NICs. They are summed when asked for, so that a policy pays only for what it uses.
-pub trait NicLoad {
-    /// Live sessions pinned to a NIC.
-    fn sessions(&self, nic: NicIndex) -> u64;
+/// Time for which a NIC that came back gets at most twice its fair share of the new sessions.
+pub const SLOW_START_MS: u32 = 10_000;
+
+/// The algorithms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Algorithm {
+    /// The session's slot decides: the same answer with a full table, after a restart, and on another host with the
+    /// same hash key.
+    #[default]
+    Hash,
+    /// The NIC with the fewest sessions for its weight.
+    LeastConn,
+    /// The session's slot, with slots dealt by weight or, where no weights were given, by link speed.
+    Weighted,
+    /// The NIC with the lowest latency for its idle capacity; long-lived heavy sessions are moved when they pause.
+    Adaptive,
 }
 
-/// What a policy decides on.
-#[derive(Clone, Copy)]
-pub struct NewSession<'a> {
-    /// The session's slot.
-    pub slot: u16,
-    /// Who serves each slot.
-    pub slots: &'a SlotTable,
-    /// Bit i: NIC i is alive.
-    pub alive: u32,
-    /// The NICs in the order of their index.
-    pub nics: &'a [NicInfo],
-    /// Live figures of the NICs.
-    pub load: &'a dyn NicLoad,
-}
+/// No algorithm has that name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no balancing algorithm: give hash, least_conn, weighted or adaptive")]
+pub struct AlgorithmError(String);
 
-/// Chooses the NIC of a session at its first frame; the session table keeps the choice.
-pub trait Policy: Send + Sync {
+impl Algorithm {
+    /// All of them.
+    pub const ALL: [Algorithm; 4] = [
+        Algorithm::Hash,
+        Algorithm::LeastConn,
+        Algorithm::Weighted,
+        Algorithm::Adaptive,
+    ];
+
     /// The name in configuration and output.
-    fn name(&self) -> &'static str;
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Algorithm::Hash => "hash",
+            Algorithm::LeastConn => "least_conn",
+            Algorithm::Weighted => "weighted",
+            Algorithm::Adaptive => "adaptive",
+        }
+    }
 
-    /// An alive NIC for the session; `None` only if none is alive.
-    fn choose(&self, session: &NewSession<'_>) -> Option<NicIndex>;
+    /// Whether the choice depends on what the NICs carry now, and not on the slots alone.
+    pub(crate) const fn uses_load(self) -> bool {
+        matches!(self, Algorithm::LeastConn | Algorithm::Adaptive)
+    }
 }
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.name())
+    }
+}
+
+impl FromStr for Algorithm {
+    type Err = AlgorithmError;
+
+    fn from_str(text: &str) -> Result<Algorithm, AlgorithmError> {
+        let found = Algorithm::ALL.into_iter().find(|one| one.name() == text);
+        found.ok_or_else(|| AlgorithmError(text.to_owned()))
+    }
+}
+
+/// Sessions of each NIC.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Loads {
+    /// Pinned to the NIC, half-open ones included.
+    pub sessions: [u64; MAX_NICS],
+    /// Of these, TCP sessions that have shown nothing but a SYN.
+    pub half_open: [u64; MAX_NICS],
+}
+
+impl Loads {
+    /// Counts a session that is about to be pinned.
+    pub(crate) fn place(&mut self, nic: NicIndex, opening: bool) {
+        let at = usize::from(nic) % MAX_NICS;
+        self.sessions[at] += 1;
+        self.half_open[at] += u64::from(opening);
+    }
+}
+
+/// What a decision depends on.
+#[derive(Clone, Copy)]
+pub(crate) struct NewSession<'a> {
+    pub slot: u16,
+    pub slots: &'a SlotTable,
+    /// NICs that are alive.
+    pub alive: NicSet,
+    /// Of these, the ones in slow start.
+    pub warming: NicSet,
+    /// Weights in force, by index.
+    pub weights: &'a [u32; MAX_NICS],
+    /// The session begins with a SYN, which anybody can send.
+    pub opening: bool,
+    pub loads: &'a Loads,
+}
+
+impl NewSession<'_> {
+    /// NICs that may take the session: alive, not drained unless all are, and within their share if in slow start.
+    fn candidates(&self) -> NicSet {
+        let weight = |nic: NicIndex| u64::from(self.weights[usize::from(nic)]);
+        let undrained = members(self.alive)
+            .filter(|&nic| weight(nic) != 0)
+            .fold(0, |set, nic| set | 1 << nic);
+        if undrained == 0 {
+            return self.alive;
+        }
+        let total: u64 = members(undrained).map(weight).sum();
+        let admitted = members(undrained)
+            .filter(|&nic| !has(self.warming, nic) || self.is_admitted(nic, weight(nic), total))
+            .fold(0, |set, nic| set | 1 << nic);
+        if admitted == 0 { undrained } else { admitted }
+    }
+
+    /// In slow start a NIC may take the sessions of as many slots as are twice its share, another set for each NIC.
+    fn is_admitted(&self, nic: NicIndex, weight: u64, total: u64) -> bool {
+        // An odd factor permutes the slots, so that exactly as many are below the limit as the limit says.
+        let place = (u16::from(nic) + 1)
+            .wrapping_mul(0x5bd1)
+            .wrapping_add(self.slot)
+            .wrapping_mul(0x9e35);
+        u64::from(place) < 2 * weight * SLOTS as u64 / total.max(1)
+    }
+
+    /// Candidates in the order in which they serve the slot, so that equals are shared out evenly.
+    fn in_order(&self) -> impl Iterator<Item = NicIndex> + Clone {
+        let candidates = self.candidates();
+        let order: [Option<NicIndex>; MAX_NICS] = {
+            let mut order = self.slots.order(self.slot);
+            std::array::from_fn(|_| order.next())
+        };
+        order
+            .into_iter()
+            .flatten()
+            .filter(move |&nic| has(candidates, nic))
+    }
+
+    fn weight(&self, nic: NicIndex) -> f64 {
+        // With every NIC drained all count the same.
+        f64::from(self.weights[usize::from(nic)].max(1))
+    }
+}
+
+/// The NIC of a new session: the choice that the session table then keeps. `None` only if no NIC is alive.
+pub(crate) fn choose(
+    algorithm: Algorithm,
+    session: &NewSession<'_>,
+    cost: impl Fn(NicIndex) -> NicCost,
+) -> Option<NicIndex> {
+    let chosen = match algorithm {
+        Algorithm::Hash | Algorithm::Weighted => None,
+        Algorithm::LeastConn => least_conn::choose(session),
+        Algorithm::Adaptive => adaptive::choose(session, cost),
+    };
+    chosen.or_else(|| session.slots.choose(session.slot, session.alive))
+}
+
+/// The weight of each NIC for an algorithm, by index; 0 for one that is drained.
+///
+/// `hash` goes by the operator's weights only, 1 where there is none, so that it gives the same answer on a
+/// host with other links. The others go by the link speeds unless an operator gave a weight other than 0: then NICs without
+/// one have 1. An unknown speed counts as the lowest one that is known.
+#[must_use]
+pub fn weights_in_force(algorithm: Algorithm, nics: &[NicState]) -> [u32; MAX_NICS] {
+    let by_speed = algorithm != Algorithm::Hash
+        && nics
+            .iter()
+            .all(|nic| nic.info.weight.is_none_or(|weight| weight == 0));
+    let slowest = nics.iter().filter_map(|nic| nic.speed_mbps).min().unwrap_or(1);
+    let mut weights = [0; MAX_NICS];
+    for nic in nics.iter().filter(|nic| !nic.drained) {
+        let unset = if by_speed {
+            nic.speed_mbps.unwrap_or(slowest).max(1)
+        } else {
+            1
+        };
+        if let Some(weight) = weights.get_mut(usize::from(nic.nic)) {
+            *weight = nic.info.weight.unwrap_or(unset);
+        }
+    }
+    weights
+}
+
+#[cfg(test)]
+mod tests;

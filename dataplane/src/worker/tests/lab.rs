@@ -8,6 +8,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vnic_lb::balancer::{Balancer, BalancerConfig};
 use vnic_lb::mac::Mac;
 use vnic_lb::nics::NicInfo;
+use vnic_lb::policy::Algorithm;
 
 use crate::counters::DropReason;
 use crate::engine::{Engine, EngineConfig, Event, Poll};
@@ -238,9 +239,10 @@ impl Lab {
             nics: (0..nics)
                 .map(|index| NicInfo {
                     id: format!("nic{index}"),
-                    weight: 1,
+                    weight: None,
                 })
                 .collect(),
+            algorithm: Algorithm::Hash,
             session_capacity: 4096,
             hash_key: [7; 16],
         });

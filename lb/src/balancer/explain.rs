@@ -1,0 +1,135 @@
+//! Which NIC a session uses or would use, and why.
+
+use std::fmt;
+
+use super::{Balancer, is_alive};
+use crate::key::SessionKey;
+use crate::nics::{NicIndex, NicState, members};
+use crate::parse::{Class, Parsed};
+use crate::policy::Algorithm;
+use crate::signals::{NicFigures, names};
+use crate::table::elapsed_ms;
+use crate::{Clock, Millis};
+
+/// All that decides where a frame goes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Explanation {
+    /// The session's key, or what is hashed for a frame without a session.
+    pub key: SessionKey,
+    /// The algorithm in force.
+    pub algorithm: Algorithm,
+    /// The slot that the key hashes to.
+    pub slot: u16,
+    /// The slot's NICs in the order in which they serve it: the primary, then the fallbacks.
+    pub order: Vec<NicIndex>,
+    /// The NIC that the session is pinned to, dead or alive; `None` without an entry in the table.
+    pub pinned: Option<NicIndex>,
+    /// How long ago the session was pinned at first, in milliseconds.
+    pub pinned_ms: Option<Millis>,
+    /// The NIC that the next frame leaves by; `None` if none is alive.
+    pub choice: Option<NicIndex>,
+    /// Why that one.
+    pub reason: Reason,
+    /// Ids of the NICs that are alive.
+    pub alive: Vec<String>,
+    /// Each NIC's part in it.
+    pub nics: Vec<NicExplained>,
+}
+
+/// One NIC's part in a decision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NicExplained {
+    /// Index, id, weights and link speed.
+    pub state: NicState,
+    /// Whether it can carry frames now.
+    pub alive: bool,
+    /// Whether it came back lately, and so gets at most twice its fair share.
+    pub warming: bool,
+    /// Sessions pinned to it.
+    pub sessions: u64,
+    /// Of these, TCP sessions that have shown nothing but a SYN.
+    pub half_open: u64,
+    /// What `adaptive` goes by; all zero until it has been in force.
+    pub figures: NicFigures,
+}
+
+/// Why a frame leaves by a NIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The session is pinned to it.
+    Pinned,
+    /// The session's own NIC is dead; this one is the slot's first fallback that is alive.
+    Fallback,
+    /// A new session: the slot's first NIC that is alive.
+    Slot,
+    /// A new session: the algorithm prefers it for what the NICs carry now.
+    Load,
+    /// No session, so the slot decides.
+    Stateless,
+    /// No NIC is alive; pins are kept.
+    NoneAlive,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Reason::Pinned => "the session is pinned to it",
+            Reason::Fallback => {
+                "the session's NIC is not alive, and this is its slot's first fallback that is"
+            }
+            Reason::Slot => "new session: its slot's first NIC that is alive",
+            Reason::Load => "new session: the lowest cost of the NICs that may take it",
+            Reason::Stateless => "no session: its slot's first NIC that is alive",
+            Reason::NoneAlive => "no NIC is alive",
+        })
+    }
+}
+
+impl Balancer {
+    /// What would become of a frame from a guest now, and why. Changes nothing.
+    #[must_use]
+    pub fn explain(&self, now: impl Into<Clock>, parsed: &Parsed) -> Explanation {
+        let now = now.into();
+        let (turn, plan) = (self.turn(0, now), self.plan.load());
+        let slot = plan.slots.slot(parsed.key());
+        let stored = match parsed.class() {
+            Class::LaterFragment => self.table.lookup(&parsed.fragment_key()).hit,
+            _ => parsed.session_key().and_then(|key| self.table.lookup(key).hit),
+        };
+        let by_slot = plan.slots.choose(slot, turn.alive);
+        let (choice, reason) = match (stored.map(|hit| hit.meta.nic()), parsed.class()) {
+            _ if by_slot.is_none() => (None, Reason::NoneAlive),
+            (Some(nic), _) if is_alive(turn.alive, nic) => (Some(nic), Reason::Pinned),
+            (Some(_), _) => (by_slot, Reason::Fallback),
+            (None, Class::Session | Class::FirstFragment) if plan.algorithm.uses_load() => {
+                (turn.choose(parsed), Reason::Load)
+            }
+            (None, Class::Session | Class::FirstFragment) => (by_slot, Reason::Slot),
+            (None, _) => (by_slot, Reason::Stateless),
+        };
+        let (loads, warming) = (self.counters.loads(), self.warming(now.millis));
+        let explained = |state: &NicState| {
+            let at = usize::from(state.nic);
+            NicExplained {
+                alive: is_alive(turn.alive, state.nic),
+                warming: members(warming).any(|nic| nic == state.nic),
+                sessions: loads.sessions[at],
+                half_open: loads.half_open[at],
+                figures: self.signals.figures(state.nic, loads.sessions[at]),
+                state: state.clone(),
+            }
+        };
+        Explanation {
+            key: *parsed.key(),
+            algorithm: plan.algorithm,
+            slot,
+            order: plan.slots.order(slot).collect(),
+            pinned: stored.map(|hit| hit.meta.nic()),
+            pinned_ms: stored.map(|hit| elapsed_ms(now.millis, hit.meta.created())),
+            choice,
+            reason,
+            alive: names(&plan.nics, turn.alive),
+            nics: plan.nics.iter().map(explained).collect(),
+        }
+    }
+}

@@ -1,0 +1,331 @@
+use super::*;
+
+const UP: Input = Input::Carrier {
+    up: true,
+    down_count: Some(0),
+};
+
+fn carrier(up: bool, count: u32) -> Input {
+    Input::Carrier {
+        up,
+        down_count: Some(count),
+    }
+}
+
+/// A set of NICs with a carrier from the start.
+struct Lab {
+    health: Health,
+    events: Vec<Event>,
+}
+
+impl Lab {
+    fn new(nics: u8, config: HealthConfig) -> Lab {
+        let mut health = Health::new(config);
+        let mut events = Vec::new();
+        for nic in 0..nics {
+            health.add(nic);
+            health.input(nic, 0, UP, &mut events);
+        }
+        Lab { health, events }
+    }
+
+    /// What changed: NIC, alive, cause.
+    fn input(&mut self, nic: NicIndex, now: Millis, input: Input) -> Vec<(NicIndex, bool, Cause)> {
+        self.events.clear();
+        self.health.input(nic, now, input, &mut self.events);
+        self.changes(now)
+    }
+
+    fn tick(&mut self, now: Millis) -> Vec<(NicIndex, bool, Cause)> {
+        self.events.clear();
+        self.health.tick(now, &mut self.events);
+        self.changes(now)
+    }
+
+    fn changes(&self, now: Millis) -> Vec<(NicIndex, bool, Cause)> {
+        assert!(self.events.iter().all(|event| event.at == now));
+        self.events
+            .iter()
+            .map(|event| (event.nic, event.alive, event.cause))
+            .collect()
+    }
+}
+
+fn patient() -> HealthConfig {
+    HealthConfig {
+        updelay_ms: 100,
+        ..HealthConfig::default()
+    }
+}
+
+#[test]
+fn carriers_of_the_start_need_no_updelay() {
+    let lab = Lab::new(3, patient());
+    assert_eq!(lab.health.alive(), 0b111);
+    assert_eq!(
+        lab.events,
+        (0..3)
+            .map(|nic| Event {
+                nic,
+                alive: true,
+                cause: Cause::Fit,
+                at: 0
+            })
+            .collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn down_at_once_and_up_after_the_updelay() {
+    let mut lab = Lab::new(2, patient());
+    assert_eq!(
+        lab.input(1, 10, carrier(false, 1)),
+        [(1, false, Cause::CarrierLost)]
+    );
+    assert_eq!(lab.health.alive(), 1);
+    assert_eq!(lab.input(1, 50, carrier(true, 1)), []);
+    assert_eq!(lab.health.next_deadline(50), Some(100));
+    assert_eq!(lab.tick(149), []);
+    assert_eq!(lab.tick(150), [(1, true, Cause::Fit)]);
+    assert_eq!(lab.health.next_deadline(150), None);
+    let report = lab.health.report(1, 150).unwrap();
+    assert_eq!((report.losses, report.since), (1, Some((Cause::Fit, 150))));
+}
+
+#[test]
+fn a_carrier_that_goes_again_starts_the_updelay_anew() {
+    let mut lab = Lab::new(2, patient());
+    lab.input(1, 10, carrier(false, 1));
+    lab.input(1, 20, carrier(true, 1));
+    assert_eq!(lab.input(1, 90, carrier(false, 2)), [], "it was not alive");
+    lab.input(1, 100, carrier(true, 2));
+    assert_eq!(lab.tick(199), []);
+    assert_eq!(lab.tick(200), [(1, true, Cause::Fit)]);
+}
+
+#[test]
+fn a_loss_that_nobody_saw_is_in_the_count() {
+    let mut lab = Lab::new(2, patient());
+    assert_eq!(
+        lab.input(0, 10, carrier(true, 1)),
+        [(0, false, Cause::CarrierBlinked)]
+    );
+    assert_eq!(lab.input(0, 11, carrier(true, 1)), []);
+    assert_eq!(lab.tick(110), [(0, true, Cause::Fit)]);
+}
+
+#[test]
+fn without_an_updelay_a_blink_is_over_at_the_next_tick() {
+    let mut lab = Lab::new(
+        2,
+        HealthConfig {
+            updelay_ms: 0,
+            ..patient()
+        },
+    );
+    assert_eq!(
+        lab.input(0, 10, carrier(true, 1)),
+        [(0, false, Cause::CarrierBlinked)]
+    );
+    assert_eq!(lab.health.next_deadline(10), Some(0));
+    assert_eq!(lab.tick(10), [(0, true, Cause::Fit)]);
+}
+
+#[test]
+fn the_only_nic_that_blinks_is_back_at_once() {
+    let mut lab = Lab::new(1, patient());
+    assert_eq!(
+        lab.input(0, 10, carrier(true, 1)),
+        [(0, false, Cause::CarrierBlinked), (0, true, Cause::LastResort)]
+    );
+}
+
+#[test]
+fn with_no_nic_alive_the_first_carrier_is_taken_at_once() {
+    let mut lab = Lab::new(2, patient());
+    lab.input(0, 10, carrier(false, 1));
+    assert_eq!(
+        lab.input(1, 11, carrier(false, 1)),
+        [(1, false, Cause::CarrierLost)]
+    );
+    assert_eq!(lab.health.alive(), 0);
+    assert_eq!(lab.input(1, 20, carrier(true, 1)), [(1, true, Cause::LastResort)]);
+    assert_eq!(lab.input(0, 21, carrier(true, 1)), [], "there is one");
+    assert_eq!(lab.tick(121), [(0, true, Cause::Fit)]);
+    assert_eq!(lab.health.alive(), 0b11);
+}
+
+#[test]
+fn a_flapping_nic_is_left_out_until_it_is_quiet() {
+    let mut lab = Lab::new(2, patient());
+    let mut count = 0;
+    let mut changes = 0;
+    // 10 Hz for 5 s.
+    for cycle in 0..50 {
+        let now = 1000 + cycle * 100;
+        count += 1;
+        changes += lab.input(1, now, carrier(false, count)).len();
+        changes += lab.input(1, now + 50, carrier(true, count)).len();
+        changes += lab.tick(now + 99).len();
+    }
+    assert_eq!(changes, 1, "it died once and came back never");
+    assert_eq!(lab.tick(6_200), [], "the updelay alone does not bring it back");
+    assert_eq!(lab.health.report(1, 6_200).unwrap().fitness, Fitness::Flapping);
+    let wait = lab.health.next_deadline(6_200).unwrap();
+    assert!(wait <= 20_000, "bounded: {wait}");
+    assert_eq!(lab.tick(6_200 + wait - 10), []);
+    assert_eq!(lab.tick(6_200 + wait), [(1, true, Cause::Fit)]);
+}
+
+#[test]
+fn a_flapping_nic_is_better_than_none() {
+    let mut lab = Lab::new(1, patient());
+    for count in 1..10 {
+        assert_eq!(
+            lab.input(0, count * 10, carrier(false, count)),
+            [(0, false, Cause::CarrierLost)]
+        );
+        assert_eq!(
+            lab.input(0, count * 10 + 5, carrier(true, count)),
+            [(0, true, Cause::LastResort)]
+        );
+    }
+}
+
+#[test]
+fn with_probing_a_nic_comes_back_only_after_an_answer() {
+    let mut lab = Lab::new(
+        2,
+        HealthConfig {
+            probing: true,
+            ..patient()
+        },
+    );
+    assert_eq!(lab.health.alive(), 1, "somebody has to be");
+    assert_eq!(lab.input(1, 1, Input::ProbeOk), [(1, true, Cause::Fit)]);
+    lab.input(0, 1, Input::ProbeOk);
+    lab.input(1, 10, carrier(false, 1));
+    lab.input(1, 20, carrier(true, 1));
+    assert_eq!(
+        lab.tick(500),
+        [],
+        "what it answered before its loss does not count"
+    );
+    assert_eq!(lab.input(1, 501, Input::ProbeOk), [(1, true, Cause::Fit)]);
+}
+
+#[test]
+fn lost_probes_kill_a_nic_unless_it_is_the_last() {
+    let mut lab = Lab::new(
+        2,
+        HealthConfig {
+            probing: true,
+            ..patient()
+        },
+    );
+    lab.input(0, 1, Input::ProbeOk);
+    lab.input(1, 1, Input::ProbeOk);
+    assert_eq!(lab.input(0, 2, Input::ProbeLost), []);
+    assert_eq!(lab.input(0, 3, Input::ProbeLost), []);
+    assert_eq!(
+        lab.input(0, 4, Input::ProbeLost),
+        [(0, false, Cause::ProbesLost { count: 3 })]
+    );
+    for at in 5..10 {
+        assert_eq!(
+            lab.input(1, at, Input::ProbeLost),
+            [],
+            "it is the target that is gone"
+        );
+    }
+    assert_eq!(lab.health.alive(), 0b10);
+    // NIC 1 has lost its probes all along: now there is a better one.
+    assert_eq!(
+        lab.input(0, 20, Input::ProbeOk),
+        [(0, true, Cause::Fit), (1, false, Cause::ProbesLost { count: 5 })]
+    );
+}
+
+#[test]
+fn stalls_and_failed_kicks_are_held_against_a_nic_for_a_while() {
+    let mut lab = Lab::new(2, patient());
+    let waiting = |for_ms, paused| Input::TxWaiting { for_ms, paused };
+    assert_eq!(lab.input(0, 10, waiting(99, false)), []);
+    assert_eq!(lab.input(0, 10, waiting(999, true)), [], "pause frames");
+    assert_eq!(
+        lab.input(0, 20, waiting(100, false)),
+        [(0, false, Cause::TxStalled { for_ms: 100 })]
+    );
+    assert_eq!(lab.tick(1_019), []);
+    assert_eq!(lab.tick(1_020), [(0, true, Cause::Fit)]);
+    for _ in 0..15 {
+        assert_eq!(lab.input(1, 1_100, Input::KickFailed { errno: 105 }), []);
+    }
+    assert_eq!(
+        lab.input(1, 2_100, Input::KickFailed { errno: 105 }),
+        [],
+        "that was another second"
+    );
+    assert_eq!(
+        lab.input(1, 2_200, Input::KickFailed { errno: 100 }),
+        [(1, false, Cause::KickFailed { errno: 100 })]
+    );
+}
+
+#[test]
+fn a_link_that_is_down_has_no_carrier_to_speak_of() {
+    let mut lab = Lab::new(2, patient());
+    assert_eq!(
+        lab.input(0, 5, Input::Link { up: false }),
+        [(0, false, Cause::LinkDown)]
+    );
+    assert_eq!(lab.input(0, 6, Input::Link { up: true }), []);
+    assert_eq!(lab.tick(106), [(0, true, Cause::Fit)]);
+}
+
+#[test]
+fn removing_the_last_alive_nic_wakes_another() {
+    let mut lab = Lab::new(2, patient());
+    lab.input(1, 10, carrier(false, 1));
+    lab.input(1, 20, carrier(true, 1));
+    lab.events.clear();
+    lab.health.remove(0, 30, &mut lab.events);
+    assert_eq!(lab.changes(30), [(1, true, Cause::LastResort)]);
+    assert!(lab.health.report(0, 30).is_none());
+    assert_eq!(lab.input(0, 40, carrier(false, 9)), [], "nobody knows it");
+    assert_eq!(lab.input(200, 40, UP), []);
+}
+
+proptest::proptest! {
+    /// Whatever comes in: a NIC without a carrier is dead, and while one has a carrier some NIC is alive.
+    #[test]
+    fn someone_is_alive_while_there_is_a_carrier(
+        probing: bool,
+        steps in proptest::collection::vec((0u8..3, 0u8..8, 0u32..400), 1..200)
+    ) {
+        let mut lab = Lab::new(3, HealthConfig { probing, ..patient() });
+        let (mut now, mut up, mut link, mut counts) = (0, [true; 3], [true; 3], [0u32; 3]);
+        for (nic, kind, elapsed) in steps {
+            now += elapsed;
+            let at = usize::from(nic);
+            let input = match kind {
+                0 | 1 => {
+                    counts[at] += u32::from(up[at] && kind == 0);
+                    up[at] = kind == 1;
+                    carrier(up[at], counts[at])
+                }
+                2 => { counts[at] += 1; carrier(up[at], counts[at]) }
+                3 => { link[at] = !link[at]; Input::Link { up: link[at] } }
+                4 => Input::ProbeOk,
+                5 => Input::ProbeLost,
+                6 => Input::TxWaiting { for_ms: elapsed, paused: false },
+                _ => Input::KickFailed { errno: 100 },
+            };
+            lab.input(nic, now, input);
+            let usable = (0..3).filter(|&at| up[at] && link[at]).fold(0u32, |set, at| set | 1 << at);
+            let alive = lab.health.alive();
+            proptest::prop_assert_eq!(alive & !usable, 0);
+            proptest::prop_assert_eq!(alive != 0, usable != 0);
+        }
+    }
+}
