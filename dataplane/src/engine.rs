@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::eventfd::{EfdFlags, EventFd as WaitFd};
 use nix::unistd::Pid;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vnic_lb::Millis;
@@ -75,7 +76,7 @@ pub(crate) struct SharedState {
     /// Wakes the control thread: an acknowledgement or an event.
     notify: EventFd,
     /// Wakes whoever watches the NICs' links: the kernel refuses frames.
-    suspect: Arc<EventFd>,
+    suspect: Arc<WaitFd>,
 }
 
 impl SharedState {
@@ -186,7 +187,11 @@ impl Engine {
             seen: (0..workers).map(|_| CachePadded::default()).collect(),
             events: ArrayQueue::new(EVENTS),
             notify: eventfd()?,
-            suspect: Arc::new(eventfd()?),
+            suspect: {
+                let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+                let made = WaitFd::from_flags(flags);
+                Arc::new(made.map_err(|errno| EngineError::EventFd(errno.into()))?)
+            },
         });
         let mut engine = Engine {
             shared,
@@ -314,7 +319,7 @@ impl Watcher {
     /// Readable when a NIC's [`crate::fabric::NicState::suspect`] was set; to be read, and written to wake the watcher for other
     /// reasons.
     #[must_use]
-    pub fn suspect(&self) -> Arc<EventFd> {
+    pub fn suspect(&self) -> Arc<WaitFd> {
         Arc::clone(&self.0.suspect)
     }
 
@@ -333,6 +338,16 @@ impl Watcher {
     #[must_use]
     pub fn now(&self) -> Millis {
         self.0.now()
+    }
+
+    /// Has the calling thread run before every ordinary one, so that it keeps its pace when all cores are busy. It must sleep most of
+    /// the time.
+    ///
+    /// # Errors
+    ///
+    /// EPERM without CAP_SYS_NICE or a limit (`ulimit -r`) that allows it.
+    pub fn run_first(&self) -> io::Result<()> {
+        crate::xsk::run_first()
     }
 }
 

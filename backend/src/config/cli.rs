@@ -86,6 +86,12 @@ pub(super) struct Cli {
     #[arg(long, value_name = "ALGORITHM", help_heading = "NICs")]
     pub lb: Option<String>,
 
+    /// Milliseconds that a carrier must last before its NIC takes sessions again, 0 to 60000 [default: 200]
+    ///
+    /// A switch's port is up before it forwards. Not waited for when no other NIC is alive. Example: --updelay 2000
+    #[arg(long, value_name = "MS", allow_hyphen_values = true, help_heading = "NICs")]
+    pub updelay: Option<i64>,
+
     /// Drive the NIC of the host's default route, which is refused otherwise
     #[arg(long, help_heading = "NICs")]
     pub allow_default_route_nic: bool,
@@ -169,6 +175,7 @@ impl Cli {
             state_dir: given(self.state_dir, "--state-dir"),
             sessions: given(self.sessions, "--sessions"),
             frames: given(self.frames, "--frames"),
+            updelay: given(self.updelay, "--updelay"),
             allow_default_route_nic: self.allow_default_route_nic.then_some(true),
         })
     }

@@ -23,6 +23,7 @@ struct File {
     state_dir: Option<PathBuf>,
     sessions: Option<i64>,
     frames: Option<i64>,
+    updelay: Option<i64>,
     allow_default_route_nic: Option<bool>,
 }
 
@@ -113,6 +114,7 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Raw, ConfigError> {
         state_dir: file.state_dir.map(|value| Given::new(value, name("state-dir"))),
         sessions: file.sessions.map(|value| Given::new(value, name("sessions"))),
         frames: file.frames.map(|value| Given::new(value, name("frames"))),
+        updelay: file.updelay.map(|value| Given::new(value, name("updelay"))),
         allow_default_route_nic: file.allow_default_route_nic,
     })
 }

@@ -61,6 +61,7 @@ pub(super) struct Raw {
     pub state_dir: Option<Given<PathBuf>>,
     pub sessions: Option<Given<i64>>,
     pub frames: Option<Given<i64>>,
+    pub updelay: Option<Given<i64>>,
     pub allow_default_route_nic: Option<bool>,
 }
 
@@ -90,6 +91,7 @@ impl Raw {
             state_dir: self.state_dir.or(below.state_dir),
             sessions: self.sessions.or(below.sessions),
             frames: self.frames.or(below.frames),
+            updelay: self.updelay.or(below.updelay),
             allow_default_route_nic: self.allow_default_route_nic.or(below.allow_default_route_nic),
         }
     }

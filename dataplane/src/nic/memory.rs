@@ -178,6 +178,7 @@ impl MemoryTx {
         let count = frame.segment_count();
         self.frames_in_flight -= 1;
         self.chunks_in_flight -= count;
+        self.counters.completed += count as u64;
         self.wire.memory.mark_sent(self.wire.owner, &frame);
         chunks.free(frame);
         count

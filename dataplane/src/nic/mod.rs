@@ -71,6 +71,12 @@ pub struct NicTxCounters {
     pub bytes: u64,
     /// Kicks that the kernel answered with an error other than "try again" (the interface down, a frame dropped).
     pub kick_errors: u64,
+    /// Of these, those that say that the interface cannot send at all.
+    pub hard_errors: u64,
+    /// The last such error number.
+    pub hard_errno: i32,
+    /// Chunks that the kernel has given back.
+    pub completed: u64,
     /// Descriptors the kernel called invalid (XDP_STATISTICS).
     pub kernel_invalid: u64,
     /// Kicks (system calls) made.

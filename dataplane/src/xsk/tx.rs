@@ -198,8 +198,10 @@ impl NicTx for XskTx {
                     self.counters.kick_errors += 1;
                     self.note_refused();
                 }
-                _ => {
+                errno => {
                     self.counters.kick_errors += 1;
+                    self.counters.hard_errors += 1;
+                    self.counters.hard_errno = errno.unwrap_or(0);
                     return;
                 }
             }
@@ -223,6 +225,7 @@ impl NicTx for XskTx {
         }
         self.completion.release();
         self.in_flight = self.in_flight.saturating_sub(count);
+        self.counters.completed += count as u64;
         count
     }
 
