@@ -41,6 +41,14 @@ pub enum Source {
     Refused(DropReason),
 }
 
+/// Destination and source of an Ethernet frame.
+#[must_use]
+pub fn addresses(head: &[u8]) -> Option<(Mac, Mac)> {
+    let (dst, rest) = head.split_first_chunk::<6>()?;
+    let src = rest.first_chunk::<6>()?;
+    Some((Mac(*dst), Mac(*src)))
+}
+
 /// Checks the source address of a frame that `port` sends (anti-spoofing).
 #[must_use]
 pub fn check_source(fabric: &Fabric, port: &Port, src: Mac) -> Source {

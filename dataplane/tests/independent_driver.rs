@@ -103,8 +103,11 @@ fn chains_of_another_driver_are_taken_whole_and_in_order() {
     let mut chunks = ChunkCache::new(Arc::clone(&frames));
     let mut device = ring(&queue, 64, ours);
     let mut taken = Vec::new();
-    let burst = vnet::take_from_guest(&mut device, &mut chunks, &mut taken, 32).unwrap();
-    assert_eq!(burst.chains as usize, lengths.len());
+    let mut looks = Vec::new();
+    vnet::look(&mut device, 32, &mut looks).unwrap();
+    vnet::take(&device, looks.iter().enumerate(), &mut chunks, &mut taken);
+    vnet::finish(&mut device);
+    assert_eq!(looks.len(), lengths.len());
     for ((number, len), frame) in (0u64..).zip(lengths).zip(&taken) {
         assert_eq!(content(&frames, frame), pattern(number, len), "frame {number}");
     }

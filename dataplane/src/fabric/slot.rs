@@ -84,12 +84,7 @@ impl<T> Shared<T> {
     ) -> PutOutcome {
         let mut outcome = PutOutcome::default();
         if let Some(mut inner) = self.try_lock() {
-            // All that was there when we came, or this burst would overtake an earlier one of ours.
-            for _ in 0..self.hand_off.capacity().div_ceil(Stock::BATCH) {
-                if !self.take_over(&mut inner, stock, &mut fill) {
-                    break;
-                }
-            }
+            self.catch_up(&mut inner, stock, &mut fill);
             fill(&mut inner, &mut stock.chunks, frames);
         } else {
             outcome.contended = true;
@@ -105,6 +100,39 @@ impl<T> Shared<T> {
         }
         outcome.owing = self.drain(stock, &mut fill);
         outcome
+    }
+
+    /// Has `visit` work on the queue itself, after `fill` has dealt with what was handed off earlier; both share `state`. `None`, and
+    /// nothing done, if another worker holds the queue; else whether the caller must come back ([`PutOutcome::owing`]).
+    pub fn visit<S>(
+        &self,
+        stock: &mut Stock,
+        state: &mut S,
+        fill: impl Fn(&mut S, &mut T, &mut ChunkCache, &mut Vec<Frame>),
+        visit: impl FnOnce(&mut S, &mut T),
+    ) -> Option<bool> {
+        let mut inner = self.try_lock()?;
+        let mut take_over = |inner: &mut T, chunks: &mut ChunkCache, frames: &mut Vec<Frame>| {
+            fill(state, inner, chunks, frames)
+        };
+        self.catch_up(&mut inner, stock, &mut take_over);
+        visit(state, &mut inner);
+        drop(inner);
+        Some(self.drain(stock, |inner, chunks, frames| fill(state, inner, chunks, frames)))
+    }
+
+    /// Processes all that was handed off before the caller came, or its burst would overtake an earlier one of its own.
+    fn catch_up(
+        &self,
+        inner: &mut T,
+        stock: &mut Stock,
+        fill: &mut impl FnMut(&mut T, &mut ChunkCache, &mut Vec<Frame>),
+    ) {
+        for _ in 0..self.hand_off.capacity().div_ceil(Stock::BATCH) {
+            if !self.take_over(inner, stock, fill) {
+                break;
+            }
+        }
     }
 
     /// Processes what others handed off, unless somebody else is at it; `true` if frames may be left to which nobody else

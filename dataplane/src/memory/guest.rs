@@ -147,6 +147,20 @@ impl Window {
         size: 0,
         host: NonNull::dangling(),
     };
+
+    /// The host's pointer for a range that is not empty and lies in this part as a whole.
+    #[inline(always)]
+    pub(crate) fn holds(&self, addr: u64, len: u32) -> Option<NonNull<u8>> {
+        let offset = addr.wrapping_sub(self.guest_addr);
+        let room = self.size.checked_sub(offset)?;
+        if len == 0 || u64::from(len) > room {
+            return None;
+        }
+        let offset = usize::try_from(offset).ok()?;
+        // SAFETY: offset < size, and the window is a mapped region of the map that it is used with (or of size 0, where no
+        // offset leaves room), so the result lies in the same mapping.
+        Some(unsafe { self.host.add(offset) })
+    }
 }
 
 /// An immutable map of one guest's memory. Rings hold an `Arc` of it: it cannot go away under them.

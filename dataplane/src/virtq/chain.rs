@@ -3,13 +3,18 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use super::bytes::{copy, copy_once, prefetch_read, prefetch_write};
 use crate::memory::guest::{GuestMemory, Window};
 
 /// Segments that a batch has room for: a chain that alone needs more is an absurd way to describe a frame.
 pub(super) const MAX_SEGMENTS: usize = 1024;
+const _: () = assert!(MAX_SEGMENTS <= u16::MAX as usize);
 
 /// Chains that a batch has room for.
 pub(super) const MAX_CHAINS: usize = 256;
+
+/// Bytes that [`Batch::front`] reads: a virtio-net header and the addresses, type and tag of a frame.
+pub(crate) const FRONT: usize = 32;
 
 /// Which descriptors of a chain are wanted, as the device sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +25,17 @@ pub(crate) enum Direction {
     Writable,
 }
 
+impl Direction {
+    /// Starts to bring the beginning of a buffer into the cache.
+    #[inline(always)]
+    fn prefetch(self, host: NonNull<u8>) {
+        match self {
+            Direction::Readable => prefetch_read(host),
+            Direction::Writable => prefetch_write(host),
+        }
+    }
+}
+
 /// A gathered chain. It stands for the chain in the calls of the ring that it came from, until the ring gathers anew.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Chain {
@@ -27,8 +43,9 @@ pub(crate) struct Chain {
     pub(super) id: u16,
     /// Places that it takes in the ring: one of a split ring's available ring, its descriptors in a packed ring.
     pub(super) entries: u16,
-    first: usize,
-    segments: usize,
+    /// Of its segments, in the batch.
+    first: u16,
+    segments: u16,
     len: u32,
     truncated: bool,
 }
@@ -138,14 +155,39 @@ impl Batch {
         Ok(())
     }
 
+    /// Adds a chain of one buffer, which takes one place in the ring, if the buffer lies in the region that was used last and there
+    /// is room: nearly every chain is like that. `false`, and nothing done, where that must be looked into.
+    #[inline(always)]
+    pub(super) fn push_lone(&mut self, id: u16, addr: u64, len: u32, direction: Direction) -> bool {
+        let Some(host) = self.window.holds(addr, len) else {
+            return false;
+        };
+        if self.segments.len() == MAX_SEGMENTS || self.chains.len() == MAX_CHAINS {
+            return false;
+        }
+        direction.prefetch(host);
+        let first = self.segments.len();
+        self.segments.push(Segment { host, len });
+        self.chains.push(Chain {
+            id,
+            entries: 1,
+            first: narrow(first),
+            segments: 1,
+            len,
+            truncated: false,
+        });
+        self.open = (first + 1, 0);
+        true
+    }
+
     /// Ends the open chain, which takes `entries` places in the ring.
     pub(super) fn close(&mut self, id: u16, entries: u16, truncated: bool) {
         let (first, len) = self.open;
         self.chains.push(Chain {
             id,
             entries,
-            first,
-            segments: self.segments.len() - first,
+            first: narrow(first),
+            segments: narrow(self.segments.len() - first),
             len,
             truncated,
         });
@@ -168,14 +210,40 @@ impl Batch {
     }
 
     fn segments_of(&self, chain: &Chain) -> &[Segment] {
+        let first = usize::from(chain.first);
         self.segments
-            .get(chain.first..chain.first + chain.segments)
+            .get(first..first + usize::from(chain.segments))
             .unwrap_or_default()
+    }
+
+    /// The segment of a chain that has just one.
+    #[inline]
+    fn lone_segment(&self, chain: &Chain) -> Option<&Segment> {
+        self.segments
+            .get(usize::from(chain.first))
+            .filter(|_| chain.segments == 1)
+    }
+
+    /// The first bytes of a chain, each read exactly once; zeros behind its end.
+    #[inline(always)]
+    pub(super) fn front(&self, chain: &Chain) -> [u8; FRONT] {
+        let mut front = [0; FRONT];
+        match self.segments.get(usize::from(chain.first)) {
+            Some(segment) if segment.len as usize >= FRONT => {
+                // SAFETY: the segment, which lies in `self.memory`, has as many bytes as `front`.
+                unsafe { copy_once(segment.host, &mut front) };
+            }
+            _ => {
+                let len = chain.len().min(FRONT);
+                self.read_once(chain, &mut front[..len]);
+            }
+        }
+        front
     }
 
     /// Copies bytes from the start of a chain; each byte of the guest's memory is read exactly once. Returns whether the
     /// chain has that many.
-    pub(super) fn read_once(&self, chain: &Chain, out: &mut [u8]) -> bool {
+    fn read_once(&self, chain: &Chain, out: &mut [u8]) -> bool {
         if chain.len() < out.len() {
             return false;
         }
@@ -196,7 +264,7 @@ impl Batch {
     /// The place of the byte that `skip` bytes of a chain precede.
     #[inline]
     pub(super) fn cursor(&self, chain: &Chain, mut skip: usize) -> Cursor {
-        let mut segment = chain.first;
+        let mut segment = usize::from(chain.first);
         while let Some(here) = self
             .segments
             .get(segment)
@@ -243,9 +311,9 @@ impl Batch {
                 break;
             };
             // SAFETY: `advance` gave `here` bytes of a segment, which lie in `self.memory`, mapped while it lives; `rest` has
-            // as many and is our own memory, which no guest memory overlaps. The guest may write meanwhile: then the
-            // copy is a mixture, but it is a copy, and only that is looked at from here on.
-            unsafe { std::ptr::copy_nonoverlapping(host.as_ptr(), rest.as_mut_ptr(), here) };
+            // as many. The guest may write meanwhile: then the copy is a mixture, but it is a copy, and only that is looked
+            // at from here on.
+            unsafe { copy(host, NonNull::from(rest).cast(), here) };
             done += here;
         }
         done
@@ -261,39 +329,70 @@ impl Batch {
                 break;
             };
             // SAFETY: as in `read`, with the segment mapped for writing, too.
-            unsafe { std::ptr::copy_nonoverlapping(rest.as_ptr(), host.as_ptr(), here) };
+            unsafe { copy(NonNull::from(rest).cast(), host, here) };
             done += here;
         }
         done
     }
+
+    /// Copies up to `most` bytes from the cursor on to another batch's cursor, across segments and chains of both. Returns how many
+    /// were there and had room.
+    #[inline]
+    pub(super) fn transfer(&self, from: &mut Cursor, to: &Batch, at: &mut Cursor, most: usize) -> usize {
+        let mut done = 0;
+        while done < most {
+            let mut ahead = *from;
+            let Some((source, there)) = self.advance(&mut ahead, most - done) else {
+                break;
+            };
+            let Some((target, here)) = to.advance(at, there) else {
+                break;
+            };
+            ahead.offset -= there - here;
+            *from = ahead;
+            // SAFETY: `advance` gave at least `here` bytes of a segment of either batch, which its own memory map keeps mapped, for
+            // reading and for writing. Two guests may share memory, and either may write meanwhile: then the copy is a
+            // mixture, but nothing of it is looked at.
+            unsafe { copy(source, target, here) };
+            done += here;
+        }
+        done
+    }
+
+    /// Puts `front` and then `len` bytes of a chain of another batch, those that `skip` bytes precede, into a chain: at once, if both
+    /// chains are of one segment and have them. `false`, and nothing done, if not.
+    #[inline(always)]
+    pub(super) fn pass_whole(
+        &self,
+        chain: &Chain,
+        skip: usize,
+        len: usize,
+        to: &Batch,
+        target: &Chain,
+        front: &[u8; FRONT],
+    ) -> bool {
+        let (Some(from), Some(into)) = (self.lone_segment(chain), to.lone_segment(target)) else {
+            return false;
+        };
+        if skip + len > from.len as usize || FRONT + len > into.len as usize {
+            return false;
+        }
+        // SAFETY: both ranges were just found to lie in their segments; for the rest, as in `transfer`. `front` is ours.
+        unsafe {
+            copy(NonNull::from(front).cast(), into.host, FRONT);
+            copy(from.host.add(skip), into.host.add(FRONT), len);
+        }
+        true
+    }
 }
 
-/// Fills `out` from a place that the guest may be writing to, reading each byte exactly once, in words where it can.
-///
-/// # Safety
-/// `from` must be valid for reading `out.len()` bytes.
-#[inline]
-unsafe fn copy_once(from: NonNull<u8>, out: &mut [u8]) {
-    #[repr(C, packed)]
-    struct Unaligned<T>(T);
-
-    let (eights, rest) = out.split_at_mut(out.len() / 8 * 8);
-    let (fours, ones) = rest.split_at_mut(rest.len() / 4 * 4);
-    let mut from = from;
-    // SAFETY: the pieces follow one another and are out.len() bytes together; a packed word may lie at any address.
-    // Volatile, so that what is checked is what was read.
-    unsafe {
-        for word in eights.chunks_exact_mut(8) {
-            word.copy_from_slice(&from.cast::<Unaligned<u64>>().read_volatile().0.to_ne_bytes());
-            from = from.add(8);
-        }
-        for word in fours.chunks_exact_mut(4) {
-            word.copy_from_slice(&from.cast::<Unaligned<u32>>().read_volatile().0.to_ne_bytes());
-            from = from.add(4);
-        }
-        for byte in ones {
-            *byte = from.read_volatile();
-            from = from.add(1);
-        }
-    }
+/// A batch has no more segments than that.
+#[inline(always)]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "MAX_SEGMENTS is checked where it is defined"
+)]
+fn narrow(segments: usize) -> u16 {
+    debug_assert!(segments <= MAX_SEGMENTS);
+    segments as u16
 }

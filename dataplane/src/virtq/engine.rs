@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::chain::{Batch, Chain, Cursor, Direction};
+use super::chain::{Batch, Chain, Cursor, Direction, FRONT};
 use super::notify::Call;
 use super::walk::Tables;
 use super::{RingError, RingSpec};
@@ -65,6 +65,21 @@ pub(crate) trait Engine {
     /// Shows the driver what was completed.
     fn publish(&mut self);
 
+    /// Empties the batch, whose chains were all completed.
+    fn forget(&mut self);
+
+    /// Marks the chains from `first` up to `end`, into which `written` bytes went, as used.
+    #[inline]
+    fn complete_chains(&mut self, first: usize, end: usize, written: usize) {
+        let mut left = written;
+        for index in first..end {
+            let Some(chain) = self.chain(index) else { break };
+            let here = left.min(chain.len());
+            left -= here;
+            self.complete(&chain, u32::try_from(here).unwrap_or(u32::MAX));
+        }
+    }
+
     /// Whether VIRTIO_NET_F_MRG_RXBUF was negotiated.
     #[inline]
     fn mergeable(&self) -> bool {
@@ -89,10 +104,10 @@ pub(crate) trait Engine {
         self.core().batch.chains().len()
     }
 
-    /// Copies the first bytes of a chain, reading each once. Returns whether it has that many.
-    #[inline]
-    fn read_once(&self, chain: &Chain, out: &mut [u8]) -> bool {
-        self.core().batch.read_once(chain, out)
+    /// The first bytes of a chain, each read once; zeros behind its end.
+    #[inline(always)]
+    fn front(&self, chain: &Chain) -> [u8; FRONT] {
+        self.core().batch.front(chain)
     }
 
     /// The place of the byte that `skip` bytes of a chain precede.
@@ -111,5 +126,29 @@ pub(crate) trait Engine {
     #[inline]
     fn write(&self, cursor: &mut Cursor, bytes: &[u8]) -> usize {
         self.core().batch.write(cursor, bytes)
+    }
+
+    /// Copies up to `most` bytes from the cursor on to a cursor of another ring, across descriptors and chains of both. Returns how
+    /// many there were and had room.
+    #[inline]
+    fn transfer(&self, from: &mut Cursor, to: &impl Engine, at: &mut Cursor, most: usize) -> usize {
+        self.core().batch.transfer(from, &to.core().batch, at, most)
+    }
+
+    /// Puts `front` and then `len` bytes of `chain`, those that `skip` bytes precede, into a chain of another ring: at once, if
+    /// both chains are of one descriptor and have them. `false`, and nothing done, if not.
+    #[inline(always)]
+    fn pass_whole(
+        &self,
+        chain: &Chain,
+        skip: usize,
+        len: usize,
+        to: &impl Engine,
+        target: &Chain,
+        front: &[u8; FRONT],
+    ) -> bool {
+        self.core()
+            .batch
+            .pass_whole(chain, skip, len, &to.core().batch, target, front)
     }
 }

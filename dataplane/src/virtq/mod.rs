@@ -7,6 +7,7 @@
 //! There are two formats, split and packed; each has an engine of its own. Which one a ring has is settled when it starts:
 //! [`Ring`] is asked once a burst, and what works on a burst is compiled for either `Engine`.
 
+mod bytes;
 mod chain;
 mod engine;
 mod layout;
@@ -22,7 +23,7 @@ mod walk;
 
 use std::sync::Arc;
 
-pub(crate) use self::chain::{Chain, Direction};
+pub(crate) use self::chain::{Chain, Direction, FRONT};
 pub(crate) use self::engine::{Engine, More};
 pub use self::packed::PackedRing;
 pub use self::split::SplitRing;

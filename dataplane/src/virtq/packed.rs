@@ -159,6 +159,22 @@ impl PackedRing {
         if self.core.batch.is_full() {
             return Ok(Taken::NoRoom);
         }
+        // Most chains are one buffer.
+        if flags & (DESC_F_NEXT | DESC_F_INDIRECT) == 0
+            && (flags & DESC_F_WRITE != 0) == (direction == Direction::Writable)
+        {
+            let fields = self.parts.fields(here.index);
+            if self
+                .core
+                .batch
+                .push_lone(fields.id, fields.addr, fields.len, direction)
+            {
+                *walked += 1;
+                self.next_avail = here.ahead(1, self.parts.size);
+                self.outstanding += 1;
+                return Ok(Taken::Chain);
+            }
+        }
         let walk = if flags & DESC_F_INDIRECT == 0 {
             self.walk_direct(flags, direction, walked)
         } else {
@@ -341,6 +357,11 @@ impl Engine for PackedRing {
         }
         self.next_used = self.next_used.ahead(chain.entries, self.parts.size);
         self.staged += chain.entries;
+    }
+
+    #[inline]
+    fn forget(&mut self) {
+        self.core.batch.clear();
     }
 
     #[inline]

@@ -9,7 +9,7 @@ use super::chain::{Chain, Direction};
 use super::engine::{Core, Engine, More};
 use super::layout::{Descriptor, Parts};
 use super::notify::need_event;
-use super::walk::{DESC_F_INDIRECT, DESC_F_NEXT, Stop, WALK_BUDGET, Walk};
+use super::walk::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Stop, WALK_BUDGET, Walk};
 use super::{MAX_INDIRECT_CHAIN, RingError, RingSpec};
 
 const AVAIL_F_NO_INTERRUPT: u16 = 1;
@@ -179,6 +179,16 @@ impl SplitRing {
                 size: self.parts.size,
             });
         }
+        // Most chains are one buffer.
+        let desc = self.parts.descriptor(head);
+        if desc.flags & !DESC_F_WRITE == 0
+            && (desc.flags & DESC_F_WRITE != 0) == (direction == Direction::Writable)
+            && self.core.batch.push_lone(head, desc.addr, desc.len, direction)
+        {
+            *walked += 1;
+            self.next_avail = self.next_avail.wrapping_add(1);
+            return Ok(true);
+        }
         match self.walk(head, direction, walked) {
             Ok(truncated) => {
                 self.core.batch.close(head, 1, truncated);
@@ -289,6 +299,11 @@ impl Engine for SplitRing {
         self.parts
             .write_used(self.used_idx.wrapping_add(self.staged), chain.id, written);
         self.staged = self.staged.wrapping_add(1);
+    }
+
+    #[inline]
+    fn forget(&mut self) {
+        self.core.batch.clear();
     }
 
     #[inline]

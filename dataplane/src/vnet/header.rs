@@ -1,9 +1,9 @@
 //! The header before every frame in a virtio-net ring (virtio 1.2, 5.1.6).
 
 use zerocopy::byteorder::little_endian::U16;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::virtq::{Chain, Engine};
+use crate::virtq::{Engine, FRONT};
 
 /// VIRTIO_NET_HDR_F_NEEDS_CSUM: the checksum is left to the device.
 const F_NEEDS_CSUM: u8 = 1;
@@ -11,7 +11,7 @@ const F_NEEDS_CSUM: u8 = 1;
 const GSO_NONE: u8 = 0;
 
 /// `struct virtio_net_hdr_mrg_rxbuf`. Legacy drivers without MRG_RXBUF know only its first 10 bytes.
-#[derive(Debug, Default, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Debug, Default, Clone, Copy, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(super) struct Header {
     pub(super) flags: u8,
@@ -23,32 +23,42 @@ pub(super) struct Header {
     pub(super) num_buffers: U16,
 }
 
-/// Bytes of the header without `num_buffers`.
-const LEGACY_LEN: usize = 10;
-
 impl Header {
+    /// Bytes of the whole header.
+    pub(super) const LEN: usize = size_of::<Header>();
+    pub(super) const LEN_U8: u8 = 12;
+    /// Bytes of the header without `num_buffers`.
+    pub(super) const LEGACY_LEN: usize = 10;
+    pub(super) const LEGACY_LEN_U8: u8 = 10;
+
+    /// The header of a frame that takes this many buffers.
+    #[inline]
+    pub(super) fn of_buffers(count: usize) -> Header {
+        // There are at most as many chains as descriptors, of which there are at most 32768.
+        Header {
+            num_buffers: u16::try_from(count).unwrap_or(u16::MAX).into(),
+            ..Header::default()
+        }
+    }
+
     /// Bytes of the header on this ring.
     #[inline]
     pub(super) fn len_on(ring: &impl Engine) -> usize {
         if ring.version_1() || ring.mergeable() {
-            size_of::<Header>()
+            Header::LEN
         } else {
-            LEGACY_LEN
+            Header::LEGACY_LEN
         }
     }
 
-    /// Copies a chain's header, each byte once, wherever its descriptors split it. `None`: the chain is shorter.
+    /// Whether a driver that negotiated no offload may send the header that `front` begins with. Other flags are to be ignored
+    /// (5.1.6.2.2).
     #[inline]
-    pub(super) fn read(ring: &impl Engine, chain: &Chain) -> Option<Header> {
-        let mut header = Header::default();
-        let len = Header::len_on(ring);
-        ring.read_once(chain, &mut header.as_mut_bytes()[..len])
-            .then_some(header)
-    }
-
-    /// Whether a driver that negotiated no offload may send this. Other flags are to be ignored (5.1.6.2.2).
-    #[inline]
-    pub(super) fn asks_for_nothing(&self) -> bool {
-        self.flags & F_NEEDS_CSUM == 0 && self.gso_type == GSO_NONE
+    pub(super) fn asks_for_nothing(front: &[u8; FRONT]) -> bool {
+        let [flags, gso_type, ..] = *front;
+        flags & F_NEEDS_CSUM == 0 && gso_type == GSO_NONE
     }
 }
+
+const _: () =
+    assert!(Header::LEN == Header::LEN_U8 as usize && Header::LEGACY_LEN == Header::LEGACY_LEN_U8 as usize);

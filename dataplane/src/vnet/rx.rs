@@ -18,7 +18,7 @@ pub struct GuestRxBurst {
 }
 
 /// Buffers for one frame.
-enum Room {
+pub(super) enum Room {
     /// The chains from the next one up to this index, which is excluded.
     UpTo(usize),
     /// The guest must offer more first.
@@ -41,32 +41,40 @@ pub fn give_to_guest(
 }
 
 fn give(ring: &mut impl Engine, memory: &FrameMemory, frames: &[Frame]) -> Result<GuestRxBurst, RingError> {
-    let mut burst = GuestRxBurst::default();
-    if frames.is_empty() {
-        return Ok(burst);
-    }
-    let mut next = 0;
-    let mut outcome = ring.gather(Direction::Writable, frames.len()).map(|_| ());
-    if outcome.is_ok() {
+    deliver(ring, frames.len(), |ring, next, burst| {
         for frame in frames {
-            match find_room(ring, &mut next, Header::len_on(ring) + frame.len()) {
-                Ok(Room::UpTo(end)) => {
-                    put_frame(ring, memory, frame, next, end);
-                    next = end;
+            match find_room(ring, next, Header::len_on(ring) + frame.len())? {
+                Room::UpTo(end) => {
+                    put_frame(ring, memory, frame, *next, end);
+                    *next = end;
                     burst.delivered += 1;
                     burst.bytes += frame.len() as u64;
                 }
-                Ok(Room::Never) => burst.too_long += 1,
-                Ok(Room::NotYet) => break,
-                Err(error) => {
-                    outcome = Err(error);
-                    break;
-                }
+                Room::Never => burst.too_long += 1,
+                Room::NotYet => break,
             }
         }
-        ring.return_from(next);
-        ring.publish();
+        Ok(())
+    })
+}
+
+/// Gathers receive buffers for some `frames`, has `put` fill and complete them, from the one at its second argument on, which it
+/// moves along, and publishes them.
+#[inline(always)]
+pub(super) fn deliver<R: Engine>(
+    ring: &mut R,
+    frames: usize,
+    put: impl FnOnce(&mut R, &mut usize, &mut GuestRxBurst) -> Result<(), RingError>,
+) -> Result<GuestRxBurst, RingError> {
+    let mut burst = GuestRxBurst::default();
+    if frames == 0 {
+        return Ok(burst);
     }
+    ring.gather(Direction::Writable, frames)?;
+    let mut next = 0;
+    let outcome = put(ring, &mut next, &mut burst);
+    ring.return_from(next);
+    ring.publish();
     match outcome {
         // The next call meets the same error first.
         Err(_) if burst != GuestRxBurst::default() => Ok(burst),
@@ -76,7 +84,7 @@ fn give(ring: &mut impl Engine, memory: &FrameMemory, frames: &[Frame]) -> Resul
 
 /// Finds chains from `next` on with room for `need` bytes, gathering more of them as needed.
 #[inline]
-fn find_room(ring: &mut impl Engine, next: &mut usize, need: usize) -> Result<Room, RingError> {
+pub(super) fn find_room(ring: &mut impl Engine, next: &mut usize, need: usize) -> Result<Room, RingError> {
     let mut end = *next;
     let mut room = 0;
     loop {
@@ -109,23 +117,13 @@ fn find_room(ring: &mut impl Engine, next: &mut usize, need: usize) -> Result<Ro
 #[inline]
 fn put_frame(ring: &mut impl Engine, memory: &FrameMemory, frame: &Frame, first: usize, end: usize) {
     let Some(chain) = ring.chain(first) else { return };
-    // There are at most as many chains as descriptors, of which there are at most 32768.
-    let buffers = u16::try_from(end - first).unwrap_or(u16::MAX);
-    let header = Header {
-        num_buffers: buffers.into(),
-        ..Header::default()
-    };
+    let header = Header::of_buffers(end - first);
     let header = &header.as_bytes()[..Header::len_on(ring)];
 
     let mut cursor = ring.cursor(&chain, 0);
-    let mut left = ring.write(&mut cursor, header);
+    let mut written = ring.write(&mut cursor, header);
     for segment in memory.segments(frame) {
-        left += ring.write(&mut cursor, segment);
+        written += ring.write(&mut cursor, segment);
     }
-    for index in first..end {
-        let Some(chain) = ring.chain(index) else { break };
-        let here = left.min(chain.len());
-        left -= here;
-        ring.complete(&chain, u32::try_from(here).unwrap_or(u32::MAX));
-    }
+    ring.complete_chains(first, end, written);
 }

@@ -76,6 +76,45 @@ for_both_kinds!(
     a_guest_whose_memory_shrinks_does_not_take_the_daemon_along,
 );
 
+/// What a burst from a guest gave beside its frames.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct GuestTxBurst {
+    chains: usize,
+    bytes: u64,
+    no_chunk: usize,
+    too_short: usize,
+    too_long: usize,
+    bad_header: usize,
+}
+
+/// Takes a burst into frame memory, as a worker does where all of it goes there.
+fn take_from_guest(
+    ring: &mut Ring,
+    chunks: &mut ChunkCache,
+    out: &mut Vec<Frame>,
+    max: usize,
+) -> Result<GuestTxBurst, RingError> {
+    let mut looks = Vec::new();
+    look(ring, max, &mut looks)?;
+    let flawed = |flaw| looks.iter().filter(|look| look.flaw() == Some(flaw)).count();
+    let picks: Vec<_> = looks
+        .iter()
+        .enumerate()
+        .filter(|(_, look)| look.flaw().is_none())
+        .collect();
+    let before = out.len();
+    let taken = super::take(ring, picks.iter().copied(), chunks, out);
+    finish(ring);
+    Ok(GuestTxBurst {
+        chains: looks.len(),
+        bytes: out[before..].iter().map(|frame| frame.len() as u64).sum(),
+        no_chunk: picks.len() - taken,
+        too_short: flawed(Flaw::TooShort),
+        too_long: flawed(Flaw::TooLong),
+        bad_header: flawed(Flaw::BadHeader),
+    })
+}
+
 /// Takes one burst and frees its frames; returns their bytes.
 fn take(ring: &mut Ring, cache: &mut ChunkCache) -> (GuestTxBurst, Vec<Vec<u8>>) {
     let mut out = Vec::new();
@@ -525,6 +564,90 @@ proptest! {
             prop_assert_eq!(ring.base(), driver.settled_base());
             prop_assert_eq!(ring.has_available(), !offered.is_empty());
             frames.into_iter().for_each(|frame| cache.free(frame));
+        }
+    }
+
+    /// Straight from guest to guest: what comes out is what was sent, whatever the shapes of the chains on both sides.
+    #[test]
+    fn what_is_forwarded_is_what_was_sent(
+        (from_kind, from_size) in ring_kind(),
+        (to_kind, to_size) in ring_kind(),
+        mergeable: bool,
+        legacy_sender: bool,
+        rounds in prop::collection::vec((
+            prop::collection::vec(sent(), 1..8),
+            prop::collection::vec((prop::collection::vec(0u32..2500, 1..4), prop::option::of(0usize..4)), 0..12),
+        ), 1..5),
+    ) {
+        let legacy_sender = legacy_sender && from_kind == Kind::Split;
+        let (mut sender, mut receiver) = (Driver::of(from_kind, from_size, 0), Driver::of(to_kind, to_size, 65_530));
+        (sender.spec.version_1, sender.spec.mergeable) = (!legacy_sender, !legacy_sender);
+        receiver.spec.mergeable = mergeable;
+        let header = &PLAIN[..if legacy_sender { 10 } else { 12 }];
+        let (mut from, mut to) = (sender.ring(), receiver.ring());
+        let mut offered = std::collections::VecDeque::new();
+        let mut seed = 0;
+        for (frames, buffers) in rounds {
+            for (lens, indirect) in buffers {
+                if offered.len() < 15 {
+                    offered.push_back(receiver.post(&lens, indirect.filter(|&at| at < lens.len())));
+                }
+            }
+            let mut expected = Vec::new();
+            for (len, cuts, indirect) in frames {
+                seed += 1;
+                let frame = pattern(len, seed);
+                let whole = [header, &frame].concat();
+                let parts = cut(&whole, &cuts);
+                sender.send(&parts, indirect.filter(|&at| at < parts.len()));
+                if (14..=LONGEST).contains(&len) {
+                    expected.push([&frame[..], &[0; 60][len.min(60)..]].concat());
+                }
+            }
+            let mut looks = Vec::new();
+            look(&mut from, 64, &mut looks).unwrap();
+            let picks: Vec<_> = looks.iter().enumerate().filter(|(_, look)| look.flaw().is_none()).collect();
+            prop_assert_eq!(picks.len(), expected.len());
+            let burst = forward(&from, picks.iter().copied(), &mut to).unwrap();
+            finish(&mut from);
+            sender.used();
+            prop_assert!(!from.has_available());
+
+            let (mut delivered, mut bytes, mut too_long) = (0, 0, 0);
+            let mut used = receiver.used().into_iter();
+            for frame in &expected {
+                let room_of = |chain: &(u16, Vec<(u64, u32, bool)>)| chain.1.iter().map(|b| b.1 as usize).sum::<usize>();
+                let need = 12 + frame.len();
+                let (mut room, mut count) = (0, 0);
+                for chain in offered.iter().take(if mergeable { usize::MAX } else { 1 }) {
+                    count += 1;
+                    room += room_of(chain);
+                    if room >= need { break; }
+                }
+                if room < need {
+                    if !mergeable && count == 1 {
+                        too_long += 1;
+                        continue;
+                    }
+                    break;
+                }
+                let (mut got, mut left) = (Vec::new(), need);
+                for (head, buffers) in offered.drain(..count) {
+                    let here = left.min(buffers.iter().map(|b| b.1 as usize).sum());
+                    prop_assert_eq!(used.next(), Some((head, u32::try_from(here).unwrap())));
+                    got.extend(buffers.iter().flat_map(|b| receiver.read(b.0, b.1 as usize)).take(here));
+                    left -= here;
+                }
+                let mut whole = PLAIN.to_vec();
+                whole[10] = u8::try_from(count).unwrap();
+                whole.extend(frame);
+                prop_assert!(got == whole, "a frame of {} bytes differs", frame.len());
+                delivered += 1;
+                bytes += frame.len() as u64;
+            }
+            prop_assert_eq!(burst, GuestRxBurst { delivered, bytes, too_long });
+            prop_assert_eq!(used.next(), None);
+            prop_assert_eq!(to.has_available(), !offered.is_empty());
         }
     }
 

@@ -12,8 +12,6 @@ use crate::fabric::{
     Fabric, MAX_PORTS, MAX_QUEUE_PAIRS, Nic, NicSender, Port, PortIndex, PutOutcome, Ring, Shared,
 };
 use crate::memory::frames::Frame;
-use crate::virtq::RingError;
-use crate::vnet;
 
 /// Frames by destination: `MAX_PORTS * MAX_QUEUE_PAIRS` guest RX rings, then `MAX_NICS` NICs.
 pub(super) struct Staged {
@@ -50,8 +48,13 @@ impl Staged {
         frames.push(frame);
     }
 
-    fn port(&mut self, port: PortIndex, pair: usize, frame: Frame) {
+    pub(super) fn port(&mut self, port: PortIndex, pair: usize, frame: Frame) {
         self.push(usize::from(port) * MAX_QUEUE_PAIRS + pair, frame);
+    }
+
+    /// Comes back to a guest RX ring's hand-off ring.
+    pub(super) fn owe_port(&mut self, port: PortIndex, pair: usize) {
+        self.owing.push(usize::from(port) * MAX_QUEUE_PAIRS + pair);
     }
 
     pub(super) fn nic(&mut self, nic: usize, frame: Frame) {
@@ -148,7 +151,7 @@ impl Context {
                 self.send_to_nic(&fabric.nics[nic], destination, &mut frames);
             } else {
                 let (port, pair) = (destination / MAX_QUEUE_PAIRS, destination % MAX_QUEUE_PAIRS);
-                self.deliver_to_port(&fabric.ports[port], pair, destination, &mut frames);
+                self.deliver_to_port(&fabric.ports[port], pair, &mut frames);
             }
             self.staged.by_destination[destination] = frames;
         }
@@ -196,54 +199,7 @@ impl Context {
         }
     }
 
-    fn deliver_to_port(&mut self, port: &Port, pair_at: usize, destination: usize, frames: &mut Vec<Frame>) {
-        let drops = &port.state.counters.of(self.index).drops;
-        let Some(ring) = port.pairs.get(pair_at).and_then(|pair| pair.rx.as_ref()) else {
-            drops.add(DropReason::PortNotReady, frames.len() as u64);
-            frames.drain(..).for_each(|frame| self.stock.chunks.free(frame));
-            return;
-        };
-        let pair = port.state.pairs[pair_at].of(self.index);
-        let memory = &self.memory;
-        let mut failure: Option<RingError> = None;
-        let outcome = ring
-            .engine
-            .put(&mut self.stock, frames, |engine, chunks, frames| {
-                let rest = if ring.is_broken() || failure.is_some() {
-                    drops.add(DropReason::RingBroken, frames.len() as u64);
-                    0
-                } else {
-                    match vnet::give_to_guest(engine, memory, frames) {
-                        Ok(given) => {
-                            pair.guest_rx_frames.add(given.delivered as u64);
-                            pair.guest_rx_bytes.add(given.bytes);
-                            pair.notifications.add(u64::from(engine.notify()));
-                            drops.add(DropReason::TooLong, u64::from(given.too_long));
-                            frames.len() - given.delivered - given.too_long as usize
-                        }
-                        Err(error) => {
-                            failure = Some(error);
-                            drops.add(DropReason::RingBroken, frames.len() as u64);
-                            0
-                        }
-                    }
-                };
-                drops.add(DropReason::NoGuestBuffer, rest as u64);
-                frames.drain(..).for_each(|frame| chunks.free(frame));
-            });
-        if outcome.contended {
-            drops.add(DropReason::HandOffFull, outcome.dropped);
-            self.count_contention(outcome);
-        }
-        if outcome.owing {
-            self.staged.owing.push(destination);
-        }
-        if let Some(error) = failure {
-            self.ring_broken(port, pair_at * 2, ring, error);
-        }
-    }
-
-    fn count_contention(&self, outcome: PutOutcome) {
+    pub(super) fn count_contention(&self, outcome: PutOutcome) {
         let counters = self.shared.counters.of(self.index);
         counters.contended_bursts.add(1);
         counters.handed_off_frames.add(outcome.handed_off);

@@ -1,16 +1,15 @@
 //! Frames that guests send.
 
 use vnic_lb::balancer::Observed;
-use vnic_lb::mac::Mac;
 use vnic_lb::parse::parse;
 
+use super::sort::{Route, Sorted};
 use super::{BURST, Context};
-use crate::counters::DropReason;
+use crate::counters::{DropReason, PairCounters};
 use crate::engine::Event;
-use crate::fabric::{Fabric, Port, Proposal, Ring};
+use crate::fabric::{Fabric, Port, Ring};
 use crate::memory::frames::Frame;
-use crate::switch::{self, FromGuest, Source};
-use crate::virtq::RingError;
+use crate::virtq::{self, RingError};
 use crate::vnet;
 
 impl Context {
@@ -22,94 +21,106 @@ impl Context {
         if ring.is_broken() {
             return 0;
         }
-        let taken = match self.take(port, pair_at, ring, pair.tx_enabled) {
-            Ok(taken) => taken,
-            Err(error) => {
-                self.ring_broken(port, pair_at * 2 + 1, ring, error);
-                0
-            }
-        };
-        // What was taken before the ring broke is complete and goes its way.
-        let mut burst = std::mem::take(&mut self.burst);
-        for frame in burst.drain(..) {
-            self.route(fabric, port, frame);
-        }
-        self.burst = burst;
-        self.send_uplink(fabric, port);
-        self.deliver_staged(fabric);
-        taken
-    }
-
-    /// Empties up to a burst of the ring into `self.burst`, and counts.
-    fn take(&mut self, port: &Port, pair_at: usize, ring: &Ring, enabled: bool) -> Result<usize, RingError> {
         // Only contended while a queue moves to another worker between two generations.
         let Some(mut engine) = ring.engine.try_lock() else {
-            return Ok(0);
+            return 0;
         };
         if !engine.has_available() {
-            return Ok(0);
+            return 0;
         }
-        let drops = &port.state.counters.of(self.index).drops;
         let counters = port.state.pairs[pair_at].of(self.index);
-        if !enabled {
-            let discarded = vnet::discard_from_guest(&mut engine, BURST)?;
-            drops.add(DropReason::RingDisabled, u64::from(discarded));
-            counters.notifications.add(u64::from(engine.notify()));
-            return Ok(discarded as usize);
-        }
-        let taken = vnet::take_from_guest(&mut engine, &mut self.stock.chunks, &mut self.burst, BURST)?;
+        let taken = if pair.tx_enabled {
+            self.take_burst(fabric, port, counters, &mut engine)
+        } else {
+            self.discard_burst(port, &mut engine)
+        };
         counters.notifications.add(u64::from(engine.notify()));
         drop(engine);
-        counters.guest_tx_frames.add(self.burst.len() as u64);
-        counters.guest_tx_bytes.add(taken.bytes);
-        if taken.chains as usize != self.burst.len() {
-            drops.add(DropReason::NoChunk, u64::from(taken.no_chunk));
-            drops.add(DropReason::TooShort, u64::from(taken.too_short));
-            drops.add(DropReason::TooLong, u64::from(taken.too_long));
-            drops.add(DropReason::BadHeader, u64::from(taken.bad_header));
+        self.send_uplink(fabric, port);
+        self.deliver_staged(fabric);
+        taken.unwrap_or_else(|error| {
+            self.ring_broken(port, pair_at * 2 + 1, ring, error);
+            0
+        })
+    }
+
+    fn discard_burst(&self, port: &Port, engine: &mut virtq::Ring) -> Result<usize, RingError> {
+        let discarded = vnet::discard_from_guest(engine, BURST)?;
+        let drops = &port.state.counters.of(self.index).drops;
+        drops.add(DropReason::RingDisabled, u64::from(discarded));
+        Ok(discarded as usize)
+    }
+
+    /// Looks at a burst, copies each of its frames to where it goes, and gives the guest its buffers back.
+    fn take_burst(
+        &mut self,
+        fabric: &Fabric,
+        port: &Port,
+        counters: &PairCounters,
+        engine: &mut virtq::Ring,
+    ) -> Result<usize, RingError> {
+        vnet::look(engine, BURST, &mut self.sorted.looks)?;
+        let mut sorted = std::mem::take(&mut self.sorted);
+        self.sort(fabric, port, counters, &mut sorted);
+        sorted.spread_by_flow(fabric, engine);
+        sorted.for_each_ring(|port, pair, looks, picks| {
+            let frames = picks
+                .iter()
+                .map(|&index| (usize::from(index), &looks[usize::from(index)]));
+            self.forward_to_port(engine, frames, &fabric.ports[port], pair)
+        });
+        self.copy(fabric, port, engine, &mut sorted);
+        let taken = sorted.looks.len();
+        self.sorted = sorted;
+        vnet::finish(engine);
+        Ok(taken)
+    }
+
+    /// Copies what does not go straight to another guest into frame memory, and stages it.
+    fn copy(&mut self, fabric: &Fabric, port: &Port, engine: &virtq::Ring, sorted: &mut Sorted) {
+        if sorted.copied.is_empty() {
+            return;
         }
-        Ok(taken.chains as usize)
+        let looks = &sorted.looks;
+        let picks = sorted
+            .copied
+            .iter()
+            .map(|&(index, ..)| (usize::from(index), &looks[usize::from(index)]));
+        let taken = vnet::take(engine, picks, &mut self.stock.chunks, &mut self.burst);
+        let missing = sorted.copied.len() - taken;
+        if missing > 0 {
+            let drops = &port.state.counters.of(self.index).drops;
+            drops.add(DropReason::NoChunk, missing as u64);
+        }
+        let mut frames = std::mem::take(&mut self.burst);
+        for (frame, &(_, route, vlan)) in frames.drain(..).zip(&sorted.copied) {
+            self.route(fabric, port, frame, route, vlan);
+        }
+        self.burst = frames;
+        sorted.copied.clear();
     }
 
     /// Stages one frame by its destination, or drops it.
-    fn route(&mut self, fabric: &Fabric, port: &Port, mut frame: Frame) {
-        let head = self.memory.head(&frame);
-        let Some((dst, src)) = addresses(head) else {
-            return self.drop_from_guest(port, frame, DropReason::TooShort);
-        };
-        // First of all, so that no address is learned from a frame that may not pass.
-        let vlan = match switch::vlan_from_guest(fabric, port, head) {
-            Ok(vlan) => vlan,
-            Err(reason) => return self.drop_from_guest(port, frame, reason),
-        };
-        match switch::check_source(fabric, port, src) {
-            Source::Own => {}
-            // The frame goes out already: the answer to it takes longer than the control thread does.
-            Source::Candidate => match port.state.propose_mac(src) {
-                Proposal::First => self.shared.report(Event::MacSeen {
-                    port: port.state.index,
-                    mac: src,
-                }),
-                Proposal::Pending => {}
-                Proposal::Refused => return self.drop_from_guest(port, frame, DropReason::MacRefused),
-            },
-            Source::Refused(reason) => return self.drop_from_guest(port, frame, reason),
+    fn route(&mut self, fabric: &Fabric, port: &Port, mut frame: Frame, route: Route, vlan: u16) {
+        if let Route::Ring(destination, pair) = route {
+            return self.staged.port(destination, pair.into(), frame);
         }
         // From here on a frame of a VLAN has its tag, whatever the guest knows of it.
         if port.vlan.is_access() && !self.push_tag(&mut frame, vlan) {
             return self.drop_from_guest(port, frame, DropReason::TooLong);
         }
-        match switch::from_guest(fabric, port, vlan, dst) {
-            FromGuest::Port(destination) => self.stage(fabric, destination, frame),
-            FromGuest::Uplink => {
+        match route {
+            Route::Port(destination) | Route::Flow(destination) | Route::Ring(destination, _) => {
+                self.stage(fabric, destination, frame);
+            }
+            Route::Uplink => {
                 self.observed.push(Observed {
                     parsed: parse(self.memory.head(&frame)),
                     frame_len: frame_len(&frame),
                 });
                 self.uplink.push(frame);
             }
-            FromGuest::Group => self.spread(fabric, port, vlan, frame),
-            FromGuest::Drop(reason) => self.drop_from_guest(port, frame, reason),
+            Route::Group => self.spread(fabric, port, vlan, frame),
         }
     }
 
@@ -168,13 +179,6 @@ impl Context {
             });
         }
     }
-}
-
-/// Destination and source of an Ethernet frame.
-pub(super) fn addresses(head: &[u8]) -> Option<(Mac, Mac)> {
-    let (dst, rest) = head.split_first_chunk::<6>()?;
-    let src = rest.first_chunk::<6>()?;
-    Some((Mac(*dst), Mac(*src)))
 }
 
 /// A frame's length as the balancer counts it; no frame is longer than a few chunks.

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use vnic_lb::balancer::Observed;
 use vnic_lb::parse::parse;
 
-use super::from_guest::{addresses, frame_len};
+use super::from_guest::frame_len;
 use super::{BURST, Context};
 use crate::checksum::partial;
 use crate::counters::DropReason;
@@ -80,7 +80,7 @@ impl Context {
     fn route_one(&mut self, fabric: &Fabric, nic: &Nic, mut frame: Frame) {
         let head = self.memory.head(&frame);
         let vlan = switch::vlan_from_nic(fabric, head);
-        let decision = match addresses(head) {
+        let decision = match switch::addresses(head) {
             Some((dst, src)) => switch::from_nic(fabric, vlan, dst, src),
             None => FromNic::Drop(DropReason::TooShort),
         };

@@ -7,8 +7,10 @@ mod deliver;
 mod from_guest;
 mod from_nic;
 mod redrive;
+mod sort;
 #[cfg(test)]
 mod tests;
+mod to_guest;
 mod wait;
 
 use std::sync::Arc;
@@ -22,14 +24,18 @@ use crate::engine::SharedState;
 use crate::fabric::{Fabric, Stock};
 use crate::memory::frames::{ChunkCache, Frame, FrameMemory};
 use deliver::Staged;
+use sort::Sorted;
 pub use wait::Poll;
 pub(crate) use wait::Waiter;
 
 /// Frames taken from one queue in one turn.
 const BURST: usize = 32;
 
-/// Session-table entries looked at for expiry in one turn.
-const UPKEEP_ENTRIES: usize = 16;
+/// Turns between two looks at the clock: a look costs as much as a frame, and a turn takes microseconds at most.
+const CLOCK_TURNS: u32 = 16;
+
+/// Session-table entries looked at for expiry in a millisecond.
+const UPKEEP_ENTRIES: usize = 512;
 
 /// All that a worker needs beside the [`Fabric`].
 struct Context {
@@ -39,6 +45,8 @@ struct Context {
     shared: Arc<SharedState>,
     stock: Stock,
     now: Millis,
+    /// The burst in hand from a guest.
+    sorted: Sorted,
     /// Frames of the burst in hand.
     burst: Vec<Frame>,
     /// Frames on their way out by a NIC, beside what the balancer is told of them and what it answers.
@@ -63,6 +71,7 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
         memory,
         shared: Arc::clone(&shared),
         now: 0,
+        sorted: Sorted::new(),
         burst: Vec::with_capacity(BURST),
         uplink: Vec::with_capacity(BURST),
         observed: Vec::with_capacity(BURST),
@@ -76,6 +85,7 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
     shared.acknowledge(index, fabric.generation);
     waiter.watch(&fabric);
     let counters = shared.counters.of(index);
+    let mut turns_to_clock = 0;
     while !shared.stopping.load(Ordering::Acquire) {
         if shared.generation.load(Ordering::Acquire) != fabric.generation {
             fabric = shared.fabric.load_full();
@@ -83,7 +93,15 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
             // From here on nothing of the old fabric is in hand: no pointer, no guard, no frame of its queues.
             shared.acknowledge(index, fabric.generation);
         }
-        context.now = shared.now();
+        if turns_to_clock == 0 {
+            turns_to_clock = CLOCK_TURNS;
+            let now = shared.now();
+            if now != context.now {
+                context.now = now;
+                context.balancer.upkeep(now, UPKEEP_ENTRIES);
+            }
+        }
+        turns_to_clock -= 1;
         let moved = context.turn(&fabric);
         counters.turns.add(1);
         if moved > 0 {
@@ -91,6 +109,7 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
             waiter.busy();
         } else if waiter.idle(&fabric, &mut context) {
             counters.sleeps.add(1);
+            turns_to_clock = 0;
         }
     }
 }
@@ -109,8 +128,6 @@ impl Context {
         for &nic in &share.groups {
             moved += self.poll_group(fabric, nic);
         }
-        moved += self.settle_debts(fabric);
-        self.balancer.upkeep(self.now, UPKEEP_ENTRIES);
-        moved
+        moved + self.settle_debts(fabric)
     }
 }

@@ -104,8 +104,11 @@ fn without_chunks_frames_are_dropped_until_there_are_some() {
         // The NIC's fill ring takes all that there are.
         let mut lab = Lab::with_chunks(settings, 2, 1, 64);
         lab.turn();
-        lab.send(0, &udp(guest_mac(1), guest_mac(0), 1, 1));
+        lab.send(0, &udp(STRANGER, guest_mac(0), 1, 1));
         lab.dropped(0, DropReason::NoChunk, 1);
+        // From guest to guest none is needed.
+        lab.send(0, &udp(guest_mac(1), guest_mac(0), 1, 3));
+        assert_eq!(tag(&lab.receive(1)), 3);
         // A received frame gives one back, at least until the fill ring takes it again.
         lab.inject(0, &udp(guest_mac(1), STRANGER, 1, 2));
         assert_eq!(tag(&lab.receive(1)), 2);
