@@ -32,6 +32,7 @@ fn steering(criterion: &mut Criterion) {
                 .collect(),
             algorithm: Algorithm::Hash,
             session_capacity: 1 << 21,
+            workers: 1,
             hash_key: [7; 16],
         });
         for nic in 0..8 {
@@ -41,6 +42,7 @@ fn steering(criterion: &mut Criterion) {
             .map(|flow| Observed {
                 parsed: parse(&udp_frame(flow)),
                 frame_len: 60,
+                timestamps: [0; 2],
             })
             .collect();
         // Scattered, so that a big table is not walked in the order of its making.

@@ -15,9 +15,9 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::eventfd::{EfdFlags, EventFd as WaitFd};
 use nix::unistd::Pid;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vnic_lb::Millis;
 use vnic_lb::balancer::Balancer;
 use vnic_lb::mac::Mac;
+use vnic_lb::{Clock, Millis};
 
 use crate::counters::{PerWorker, WorkerCounters};
 use crate::fabric::{Fabric, MAX_PORTS, MAX_QUEUE_PAIRS, Nic, Port, PortIndex};
@@ -80,10 +80,14 @@ pub(crate) struct SharedState {
 }
 
 impl SharedState {
-    /// The clock of the session table: milliseconds since the start.
-    #[allow(clippy::cast_possible_truncation, reason = "Millis wraps by definition")]
-    pub(crate) fn now(&self) -> Millis {
-        self.started.elapsed().as_millis() as Millis
+    /// The balancer's clock: time since the start.
+    #[allow(clippy::cast_possible_truncation, reason = "both numbers wrap by definition")]
+    pub(crate) fn now(&self) -> Clock {
+        let micros = self.started.elapsed().as_micros();
+        Clock {
+            millis: (micros / 1000) as Millis,
+            micros: micros as u32,
+        }
     }
 
     pub(crate) fn wake_all(&self) {
@@ -301,7 +305,7 @@ impl Engine {
     /// The time as the workers tell it to the balancer.
     #[must_use]
     pub fn now(&self) -> Millis {
-        self.shared.now()
+        self.shared.now().millis
     }
 
     /// The workers' counters of themselves.
@@ -337,7 +341,7 @@ impl Watcher {
     /// The time as the workers tell it to the balancer.
     #[must_use]
     pub fn now(&self) -> Millis {
-        self.0.now()
+        self.0.now().millis
     }
 
     /// Has the calling thread run before every ordinary one, so that it keeps its pace when all cores are busy. It must sleep most of

@@ -1,7 +1,12 @@
 //! The one face that `dataplane` calls: a burst of parsed frames in, a NIC for each out.
 
+#[cfg(test)]
+mod adaptive_tests;
 mod control;
 mod explain;
+mod note;
+#[cfg(test)]
+mod run_time_tests;
 #[cfg(test)]
 mod tests;
 mod turn;
@@ -11,20 +16,22 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 
 use self::control::Control;
 pub use self::explain::{Explanation, NicExplained, Reason};
 use self::turn::Turn;
 use crate::counters::AllCounters;
+use crate::in_flight::InFlight;
 use crate::key::SessionKey;
 use crate::nics::{AliveSet, NicIndex, NicInfo, NicSet, members};
 use crate::parse::Parsed;
 use crate::plan::{Plan, Planner};
-use crate::policy::{Algorithm, NewSession, SLOW_START_MS};
+use crate::policy::{Algorithm, Loads, NewSession, SLOW_START_MS, choose};
 use crate::signals::Signals;
 use crate::table::{BATCH, Listed, SessionTable, elapsed_ms};
-use crate::{Clock, MAX_NICS, Millis};
+use crate::watch::AllNotes;
+use crate::{Clock, MAX_NICS, Millis, rebalance};
 
 /// How the balancer is set up; fixed at start except where a method says otherwise.
 #[derive(Debug, Clone)]
@@ -35,6 +42,8 @@ pub struct BalancerConfig {
     pub algorithm: Algorithm,
     /// Sessions that the table is sized for; its memory (about 80 bytes each) is allocated at once.
     pub session_capacity: usize,
+    /// Workers that will call [`Balancer::steer`] and [`Balancer::observe`]. A single one is spared atomic additions.
+    pub workers: usize,
     /// Key of the slot hash, kept by the caller across restarts.
     pub hash_key: [u8; 16],
 }
@@ -46,6 +55,9 @@ pub struct Observed {
     pub parsed: Parsed,
     /// Bytes of the frame, without virtio header and FCS.
     pub frame_len: u32,
+    /// Timestamp value and echo of a TCP segment, by which `adaptive` measures round trips; zeros if there is none or
+    /// nobody asks: see [`Balancer::observed`].
+    pub timestamps: [u32; 2],
 }
 
 /// One session, as an operator lists it.
@@ -98,6 +110,10 @@ pub struct Balancer {
     table: SessionTable,
     counters: AllCounters,
     signals: Signals,
+    in_flight: InFlight,
+    notes: AllNotes,
+    /// Ticks of the clock for which a session must have paused before it may move.
+    move_gap_ms: AtomicU32,
     /// Whoever changes something holds it; no worker does.
     control: Mutex<Control>,
 }
@@ -116,9 +132,12 @@ impl Balancer {
             warming: AtomicU32::new(0),
             returned: Default::default(),
             plan: ArcSwap::from_pointee(plan),
-            table: SessionTable::new(config.session_capacity),
+            table: SessionTable::new(config.session_capacity, config.workers),
             counters: AllCounters::new(),
             signals: Signals::new(),
+            in_flight: InFlight::default(),
+            notes: AllNotes::new(),
+            move_gap_ms: AtomicU32::new(rebalance::gap_ms(0.0)),
             control: Mutex::new(Control::new(planner)),
         })
     }
@@ -135,6 +154,22 @@ impl Balancer {
         self.table.memory_bytes()
     }
 
+    /// What the balancer needs to know of a frame that begins with `bytes` and is `frame_len` long.
+    #[must_use]
+    #[inline]
+    pub fn observed(&self, parsed: Parsed, bytes: &[u8], frame_len: u32) -> Observed {
+        let timestamps = if self.measuring.load(Relaxed) {
+            parsed.timestamps(bytes)
+        } else {
+            [0; 2]
+        };
+        Observed {
+            parsed,
+            frame_len,
+            timestamps,
+        }
+    }
+
     /// Frames from guests, towards NICs: `out[i]` becomes the NIC of `frames[i]`, or `None` when no NIC is alive.
     /// What was in `out` is dropped; it does not allocate once its capacity is that of a burst.
     ///
@@ -148,7 +183,8 @@ impl Balancer {
     ) {
         let now = now.into();
         out.clear();
-        for burst in frames.chunks(BATCH) {
+        out.resize(frames.len(), None);
+        for (burst, out) in frames.chunks(BATCH).zip(out.chunks_mut(BATCH)) {
             self.turn(worker, now).steer(burst, out);
         }
     }
@@ -211,9 +247,38 @@ impl Balancer {
             counters: self.counters.of(worker),
             alive: self.alive.snapshot(),
             now: now.millis,
+            micros: now.micros,
+            notes: self.measuring.load(Relaxed).then(|| self.notes.of(worker)),
             plan: OnceCell::new(),
             loads: RefCell::new(None),
         }
+    }
+
+    /// What is decided by now.
+    pub(crate) fn plan(&self) -> Guard<Arc<Plan>> {
+        self.plan.load()
+    }
+
+    /// The choice of the algorithm in force for something new with that slot, when the NICs carry `loads` of its kind.
+    /// `opening`: it begins with a SYN.
+    pub(crate) fn choose_for(
+        &self,
+        plan: &Plan,
+        slot: u16,
+        opening: bool,
+        (alive, now): (NicSet, Millis),
+        loads: &Loads,
+    ) -> Option<NicIndex> {
+        let session = NewSession {
+            slot,
+            slots: &plan.slots,
+            alive: alive & plan.present,
+            warming: self.warming(now),
+            weights: &plan.weights,
+            opening,
+            loads,
+        };
+        choose(plan.algorithm, &session, |nic| self.signals.cost(nic))
     }
 
     /// NICs in slow start.

@@ -28,14 +28,20 @@ pub const KEY_WORDS: usize = 6;
 
 /// Which end of a key sent a frame: a key orders its two ends, so a frame needs one bit to say where it comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Direction {
     /// From end a to end b.
-    AToB,
+    AToB = 1,
     /// From end b to end a.
-    BToA,
+    BToA = 2,
 }
 
 impl Direction {
+    /// The bit by which a state remembers the sending end.
+    pub(crate) const fn end_bit(self) -> u8 {
+        self as u8
+    }
+
     /// The other way.
     #[must_use]
     pub const fn reversed(self) -> Direction {
@@ -103,6 +109,51 @@ impl SessionKey {
         )
     }
 
+    /// [`SessionKey::of_packet`] for IPv4 and a protocol with ports, from the numbers as they are on the wire.
+    #[inline]
+    pub(crate) fn of_ipv4_ports(
+        vlans: [u16; 2],
+        protocol: u8,
+        [src, dst]: [u32; 2],
+        [from, to]: [u16; 2],
+    ) -> (SessionKey, Direction) {
+        const MAPPED: u64 = 0xffff_0000_0000;
+        let (source, destination) = (
+            u64::from(src) << 16 | u64::from(from),
+            u64::from(dst) << 16 | u64::from(to),
+        );
+        // Ends as numbers that order as they do; no branch, as which end is lower is a coin toss.
+        let (a, b) = (source.min(destination), source.max(destination));
+        let direction = if source > destination {
+            Direction::BToA
+        } else {
+            Direction::AToB
+        };
+        let meta = meta(vlans, protocol, 0) | (a & 0xffff) << 16 | b & 0xffff;
+        let words = [0, MAPPED | a >> 16, 0, MAPPED | b >> 16, meta, 0];
+        (SessionKey { words }, direction)
+    }
+
+    /// [`SessionKey::of_packet`] for IPv6 and a protocol with ports.
+    #[inline]
+    pub(crate) fn of_ipv6_ports(
+        vlans: [u16; 2],
+        protocol: u8,
+        [src, dst]: [u128; 2],
+        [from, to]: [u16; 2],
+    ) -> (SessionKey, Direction) {
+        let swap = (src, from) > (dst, to);
+        let ((a, b), (low, high)) = if swap {
+            ((dst, src), (to, from))
+        } else {
+            ((src, dst), (from, to))
+        };
+        let direction = if swap { Direction::BToA } else { Direction::AToB };
+        let meta = meta(vlans, protocol, u32::from(low) << 16 | u32::from(high));
+        let words = words(a, b, meta, KIND_V6);
+        (SessionKey { words }, direction)
+    }
+
     /// What the slot hash reads of a frame that has no session: its addresses, VLANs and EtherType.
     /// Never stored; no packet's session key equals it.
     pub(crate) fn of_link(dst: u64, src: u64, vlans: [u16; 2], ethertype: u16) -> SessionKey {
@@ -134,6 +185,7 @@ impl SessionKey {
 
     /// The key as words, for hashing and for tables built of words. Only the lowest four bits of the last are used.
     #[must_use]
+    #[inline]
     pub const fn words(&self) -> [u64; KEY_WORDS] {
         self.words
     }
@@ -145,7 +197,17 @@ impl SessionKey {
         SessionKey { words }
     }
 
+    /// The same number for all sessions of the same two addresses.
+    pub(crate) fn place(&self) -> u64 {
+        let [a0, a1, b0, b1, ..] = self.words;
+        let mixed = [a0, a1, b0, b1].into_iter().fold(0u64, |hash, word| {
+            (hash.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        });
+        (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+    }
+
     /// The words as bytes, little endian on every host: what the hashes read.
+    #[inline]
     pub(crate) fn bytes(&self) -> [u8; KEY_WORDS * 8] {
         let mut bytes = [0u8; KEY_WORDS * 8];
         for (chunk, word) in bytes.chunks_exact_mut(8).zip(self.words) {

@@ -7,16 +7,20 @@
 pub mod balancer;
 mod counters;
 pub mod health;
+mod in_flight;
 pub mod key;
 pub mod mac;
 pub mod nics;
 pub mod parse;
+pub mod pinned;
 mod plan;
 pub mod policy;
+mod rebalance;
 pub mod signals;
 pub mod slots;
 pub mod state;
 pub mod table;
+mod watch;
 
 /// The most NICs (uplinks) that one daemon drives.
 pub const MAX_NICS: usize = 8;

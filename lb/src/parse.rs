@@ -4,11 +4,12 @@
 //! sense is classed as such instead of being refused.
 
 mod ip;
+mod simple;
 #[cfg(test)]
 mod tests;
 mod transport;
 
-use crate::key::{Direction, SessionKey};
+use crate::key::{Direction, SessionKey, proto};
 use crate::mac::Mac;
 
 /// EtherTypes that the parser looks behind (IEEE 802 numbers).
@@ -59,17 +60,16 @@ pub enum Class {
     Malformed,
 }
 
-/// What one frame's headers say.
-#[derive(Debug, Clone, Copy)]
+/// What one frame's headers say; a cache line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parsed {
     key: SessionKey,
     fragment_id: u32,
-    dst: Mac,
-    src: Mac,
-    vlans: [u16; MAX_VLAN_TAGS],
     ethertype: u16,
-    l3: u16,
+    /// Offset of the transport header, or 0.
     l4: u16,
+    /// Offset of the network header, or 0.
+    l3: u8,
     protocol: u8,
     tcp_flags: u8,
     vlan_tags: u8,
@@ -77,23 +77,13 @@ pub struct Parsed {
     direction: Direction,
 }
 
+const _: () = assert!(size_of::<Parsed>() == 64);
+
 impl Parsed {
-    /// Destination address; zero if the frame has no whole Ethernet header.
-    #[must_use]
-    pub const fn dst(&self) -> Mac {
-        self.dst
-    }
-
-    /// Source address; zero if the frame has no whole Ethernet header.
-    #[must_use]
-    pub const fn src(&self) -> Mac {
-        self.src
-    }
-
     /// VLAN ids, outer first, 0 where there is none. A priority tag (id 0) is skipped, as it names no VLAN.
     #[must_use]
     pub const fn vlans(&self) -> [u16; MAX_VLAN_TAGS] {
-        self.vlans
+        self.key.vlans()
     }
 
     /// VLAN tags present, priority tags included.
@@ -144,6 +134,16 @@ impl Parsed {
         self.tcp_flags
     }
 
+    /// Timestamp value and echo of a TCP segment (RFC 7323, 3.2), if its options begin as everybody's do (appendix A);
+    /// else zeros. `bytes` are those that were parsed.
+    #[must_use]
+    pub fn timestamps(&self, bytes: &[u8]) -> [u32; 2] {
+        if self.protocol != proto::TCP || self.class != Class::Session {
+            return [0; 2];
+        }
+        transport::timestamps(bytes, usize::from(self.l4))
+    }
+
     /// What the frame is to the balancer.
     #[must_use]
     pub const fn class(&self) -> Class {
@@ -184,63 +184,54 @@ impl Parsed {
 
 /// Parses the headers of an Ethernet frame. `bytes` is its beginning (all of it, or at least the first 256 bytes).
 #[must_use]
+#[inline]
 pub fn parse(bytes: &[u8]) -> Parsed {
-    let mut parsed = Parsed {
-        key: SessionKey::of_link(0, 0, [0; 2], 0),
-        fragment_id: 0,
-        dst: Mac::default(),
-        src: Mac::default(),
-        vlans: [0; MAX_VLAN_TAGS],
-        ethertype: 0,
-        l3: 0,
-        l4: 0,
-        protocol: 0,
-        tcp_flags: 0,
-        vlan_tags: 0,
-        class: Class::Malformed,
-        direction: Direction::AToB,
-    };
-    let Some((link, mut rest)) = bytes.split_first_chunk::<14>() else {
-        return parsed;
-    };
-    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, type0, type1] = *link;
-    parsed.dst = Mac([d0, d1, d2, d3, d4, d5]);
-    parsed.src = Mac([s0, s1, s2, s3, s4, s5]);
-    parsed.ethertype = u16::from_be_bytes([type0, type1]);
-    let mut offset: u16 = 14;
+    simple::parse(bytes).unwrap_or_else(|| parse_any(bytes))
+}
+
+/// The parser for whatever may come. [`simple::parse`] answers the same where it answers.
+#[cold]
+#[inline(never)]
+fn parse_any(bytes: &[u8]) -> Parsed {
     let mut vlans = [0u16; MAX_VLAN_TAGS];
-    let mut named = 0;
-    while is_vlan(parsed.ethertype) && usize::from(parsed.vlan_tags) < MAX_VLAN_TAGS {
+    let Some((link, mut rest)) = bytes.split_first_chunk::<14>() else {
+        return link_only([0; 12], vlans, 0, 0, Class::Malformed);
+    };
+    let [addresses @ .., type0, type1] = *link;
+    let mut ethertype = u16::from_be_bytes([type0, type1]);
+    let (mut named, mut tags, mut l3) = (0, 0u8, 14u8);
+    while is_vlan(ethertype) && usize::from(tags) < MAX_VLAN_TAGS {
         let Some((&[tci0, tci1, type0, type1], behind)) = rest.split_first_chunk::<4>() else {
-            return link_only(parsed, vlans, Class::Malformed);
+            return link_only(addresses, vlans, tags, ethertype, Class::Malformed);
         };
         let vlan = u16::from_be_bytes([tci0, tci1]) & 0xfff;
         if vlan != 0 {
             vlans[named] = vlan;
             named += 1;
         }
-        parsed.vlan_tags += 1;
-        parsed.ethertype = u16::from_be_bytes([type0, type1]);
-        (rest, offset) = (behind, offset + 4);
+        ethertype = u16::from_be_bytes([type0, type1]);
+        (rest, tags, l3) = (behind, tags + 1, l3 + 4);
     }
-    parsed.vlans = vlans;
-    let packet = match parsed.ethertype {
+    let packet = match ethertype {
         ethertype::IPV4 => ip::parse_v4(vlans, rest),
         ethertype::IPV6 => ip::parse_v6(vlans, rest),
-        _ => return link_only(parsed, vlans, Class::NonSession),
+        _ => return link_only(addresses, vlans, tags, ethertype, Class::NonSession),
     };
     let Some(packet) = packet else {
-        return link_only(parsed, vlans, Class::Malformed);
+        return link_only(addresses, vlans, tags, ethertype, Class::Malformed);
     };
-    parsed.key = packet.key;
-    parsed.direction = packet.direction;
-    parsed.class = packet.class;
-    parsed.fragment_id = packet.fragment_id;
-    parsed.protocol = packet.protocol;
-    parsed.tcp_flags = packet.tcp_flags;
-    parsed.l3 = offset;
-    parsed.l4 = packet.transport.map_or(0, |transport| offset + transport);
-    parsed
+    Parsed {
+        key: packet.key,
+        fragment_id: packet.fragment_id,
+        ethertype,
+        l4: packet.transport.map_or(0, |transport| u16::from(l3) + transport),
+        l3,
+        protocol: packet.protocol,
+        tcp_flags: packet.tcp_flags,
+        vlan_tags: tags,
+        class: packet.class,
+        direction: packet.direction,
+    }
 }
 
 const fn is_vlan(ethertype: u16) -> bool {
@@ -250,9 +241,27 @@ const fn is_vlan(ethertype: u16) -> bool {
     )
 }
 
-fn link_only(mut parsed: Parsed, vlans: [u16; MAX_VLAN_TAGS], class: Class) -> Parsed {
-    parsed.vlans = vlans;
-    parsed.class = class;
-    parsed.key = SessionKey::of_link(parsed.dst.to_u64(), parsed.src.to_u64(), vlans, parsed.ethertype);
-    parsed
+/// `addresses`: destination and source.
+fn link_only(
+    addresses: [u8; 12],
+    vlans: [u16; MAX_VLAN_TAGS],
+    vlan_tags: u8,
+    ethertype: u16,
+    class: Class,
+) -> Parsed {
+    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = addresses;
+    let dst = Mac([d0, d1, d2, d3, d4, d5]).to_u64();
+    let src = Mac([s0, s1, s2, s3, s4, s5]).to_u64();
+    Parsed {
+        key: SessionKey::of_link(dst, src, vlans, ethertype),
+        fragment_id: 0,
+        ethertype,
+        l4: 0,
+        l3: 0,
+        protocol: 0,
+        tcp_flags: 0,
+        vlan_tags,
+        class,
+        direction: Direction::AToB,
+    }
 }

@@ -14,8 +14,8 @@ use crate::{MAX_NICS, Millis};
 const DECAY_MS: f64 = 10_000.0;
 /// Without a sample for so long a value falls by itself: a NIC that nobody uses must get another chance.
 const SILENCE_MS: Millis = 1_000;
-/// Shortest time between two looks at the counters, for a rate that means something.
-pub(crate) const TICK_MS: Millis = 100;
+/// Shortest time between two looks at the counters.
+const TICK_MS: Millis = 100;
 /// A round trip longer than that many times the best one to the same place counts as this.
 const MAX_INFLATION: f64 = 16.0;
 /// Added to completion times before they are compared: a few microseconds more or less are no reason to choose.
@@ -106,8 +106,20 @@ pub(crate) struct Meter {
     refused: [u64; MAX_NICS],
     utilisation: [f64; MAX_NICS],
     penalty: [f64; MAX_NICS],
-    /// Bytes a second of each NIC in the last interval.
-    pub rates: [f64; MAX_NICS],
+}
+
+impl Meter {
+    /// Whether enough time has passed since the last tick for a rate that means something.
+    pub(crate) fn is_due(&self, now: Millis) -> bool {
+        self.at.is_none_or(|at| now.wrapping_sub(at) >= TICK_MS)
+    }
+
+    /// Forgets what it has measured; `false` if that is nothing.
+    pub(crate) fn stop(&mut self) -> bool {
+        let was_running = self.at.is_some();
+        *self = Meter::default();
+        was_running
+    }
 }
 
 /// What the costs of a NIC are made of, for people.
@@ -223,7 +235,7 @@ impl Signals {
         }
     }
 
-    /// Makes costs of what was sampled and counted since the last time; `false` if that was too short a time ago.
+    /// Makes costs of what was sampled and counted since the last time.
     pub(crate) fn tick(
         &self,
         meter: &mut Meter,
@@ -232,11 +244,8 @@ impl Signals {
         nics: &[NicState],
         sent: &[Sent; MAX_NICS],
         sessions: &[u64; MAX_NICS],
-    ) -> bool {
-        let elapsed = meter.at.map_or(TICK_MS, |at| now.wrapping_sub(at));
-        if elapsed < TICK_MS {
-            return false;
-        }
+    ) {
+        let elapsed = meter.at.map_or(TICK_MS, |at| now.wrapping_sub(at)).max(1);
         let first = meter.at.replace(now).is_none();
         let capacities = capacities(nics);
         let latencies = self.latencies(now, alive);
@@ -254,7 +263,6 @@ impl Signals {
             } else {
                 bytes as f64 * 1000.0 / f64::from(elapsed)
             };
-            meter.rates[at] = rate;
             total_rate += rate;
             let part = refused_now as f64 / (frames + refused_now).max(1) as f64;
             let fall = (f64::from(elapsed) / DECAY_MS * 10.0).min(1.0);
@@ -273,10 +281,6 @@ impl Signals {
                 .set((per_session / capacities[at]).max(1.0 / f64::from(1 << 20)));
             of.sessions.store(sessions[at], Relaxed);
         }
-        for nic in members(!alive) {
-            meter.rates[usize::from(nic)] = 0.0;
-        }
-        true
     }
 
     /// Each NIC's latency over that of the best one.

@@ -68,20 +68,13 @@ impl Timer {
 pub struct Progress {
     /// Which timer runs.
     pub timer: Timer,
-    /// Ends that have spoken: a bit each, see `end_bit`.
+    /// Ends that have spoken: a bit each, [`Direction::AToB`]'s and [`Direction::BToA`]'s.
     pub spoke: u8,
     /// Ends that have sent FIN.
     pub closed: u8,
 }
 
 const BOTH_ENDS: u8 = 3;
-
-const fn end_bit(direction: Direction) -> u8 {
-    match direction {
-        Direction::AToB => 1,
-        Direction::BToA => 2,
-    }
-}
 
 /// Whether a frame may open a session. An RST closes one, so it is not worth an entry.
 pub(crate) const fn may_open(protocol: u8, tcp_flags: u8) -> bool {
@@ -105,20 +98,20 @@ impl Progress {
             _ => Timer::Other,
         };
         let closed = if tcp_flags & tcp_flag::FIN != 0 {
-            end_bit(direction)
+            direction.end_bit()
         } else {
             0
         };
         Progress {
             timer,
-            spoke: end_bit(direction),
+            spoke: direction.end_bit(),
             closed,
         }
     }
 
     /// The state after one more frame; `None` if the frame opens a new session under the old one's key.
     pub(crate) fn after(self, tcp_flags: u8, direction: Direction) -> Option<Progress> {
-        let end = end_bit(direction);
+        let end = direction.end_bit();
         let mut next = Progress {
             spoke: self.spoke | end,
             ..self

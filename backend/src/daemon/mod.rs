@@ -171,6 +171,7 @@ impl Daemon {
                 .collect(),
             algorithm: config.lb.policy(),
             session_capacity: config.sessions,
+            workers: config.workers,
             hash_key,
         });
         let engine_config = EngineConfig {

@@ -1,6 +1,5 @@
 //! Frames that guests send.
 
-use vnic_lb::balancer::Observed;
 use vnic_lb::parse::parse;
 
 use super::sort::{Route, Sorted};
@@ -114,10 +113,9 @@ impl Context {
                 self.stage(fabric, destination, frame);
             }
             Route::Uplink => {
-                self.observed.push(Observed {
-                    parsed: parse(self.memory.head(&frame)),
-                    frame_len: frame_len(&frame),
-                });
+                let head = self.memory.head(&frame);
+                let observed = self.balancer.observed(parse(head), head, frame_len(&frame));
+                self.observed.push(observed);
                 self.uplink.push(frame);
             }
             Route::Group => self.spread(fabric, port, vlan, frame),

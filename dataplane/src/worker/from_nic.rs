@@ -2,7 +2,6 @@
 
 use std::sync::Mutex;
 
-use vnic_lb::balancer::Observed;
 use vnic_lb::parse::parse;
 
 use super::from_guest::frame_len;
@@ -87,15 +86,13 @@ impl Context {
         match decision {
             FromNic::Port(port) => {
                 let parsed = parse(head);
+                let observed = self.balancer.observed(parsed, head, frame_len(&frame));
                 if nic.partial_checksums
                     && let Some((field, value)) = partial::missing(&parsed, self.memory.segments(&frame))
                 {
                     self.memory.write(&mut frame, field, &value);
                 }
-                self.observed.push(Observed {
-                    parsed,
-                    frame_len: frame_len(&frame),
-                });
+                self.observed.push(observed);
                 self.stage(fabric, port, frame);
             }
             FromNic::Group => {

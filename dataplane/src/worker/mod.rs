@@ -16,7 +16,7 @@ mod wait;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use vnic_lb::Millis;
+use vnic_lb::Clock;
 use vnic_lb::balancer::{Balancer, Observed};
 use vnic_lb::nics::NicIndex;
 
@@ -44,7 +44,7 @@ struct Context {
     balancer: Arc<Balancer>,
     shared: Arc<SharedState>,
     stock: Stock,
-    now: Millis,
+    now: Clock,
     /// The burst in hand from a guest.
     sorted: Sorted,
     /// Frames of the burst in hand.
@@ -70,7 +70,7 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
         stock: Stock::new(ChunkCache::new(Arc::clone(&memory))),
         memory,
         shared: Arc::clone(&shared),
-        now: 0,
+        now: Clock::default(),
         sorted: Sorted::new(),
         burst: Vec::with_capacity(BURST),
         uplink: Vec::with_capacity(BURST),
@@ -96,8 +96,8 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
         if turns_to_clock == 0 {
             turns_to_clock = CLOCK_TURNS;
             let now = shared.now();
-            if now != context.now {
-                context.now = now;
+            let before = std::mem::replace(&mut context.now, now);
+            if now.millis != before.millis {
                 context.balancer.upkeep(now, UPKEEP_ENTRIES);
             }
         }

@@ -4,7 +4,6 @@
 
 use std::sync::atomic::Ordering;
 
-use vnic_lb::balancer::Observed;
 use vnic_lb::parse::parse;
 
 use super::Context;
@@ -16,7 +15,7 @@ impl Context {
     /// Looks after a queue's frames in flight; those of a lost NIC are collected for [`Context::redrive`].
     pub(super) fn look_after(&mut self, nic: &NicState, sender: &mut NicSender) {
         let lost = nic.lost.load(Ordering::Acquire);
-        let serviced = sender.service(&mut self.stock.chunks, self.now, lost, &mut self.rescued);
+        let serviced = sender.service(&mut self.stock.chunks, self.now.millis, lost, &mut self.rescued);
         if serviced.refused > 0 {
             let drops = &nic.counters.of(self.index).drops;
             drops.add(DropReason::NicRefused, serviced.refused);
@@ -34,9 +33,9 @@ impl Context {
         let mut frames = std::mem::take(&mut self.rescued);
         let count = frames.len();
         self.rescued_observed.clear();
-        self.rescued_observed.extend(frames.iter().map(|frame| Observed {
-            parsed: parse(self.memory.head(frame)),
-            frame_len: frame_len(frame),
+        self.rescued_observed.extend(frames.iter().map(|frame| {
+            let head = self.memory.head(frame);
+            self.balancer.observed(parse(head), head, frame_len(frame))
         }));
         self.balancer.steer(
             self.index,

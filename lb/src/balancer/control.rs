@@ -6,16 +6,18 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::Balancer;
-use crate::nics::{NicError, NicIndex, NicInfo, NicState, has};
+use crate::nics::{NicError, NicIndex, NicInfo, NicState, has, members};
 use crate::plan::Planner;
 use crate::policy::Algorithm;
-use crate::signals::Meter;
+use crate::rebalance::{Rebalancer, gap_ms};
+use crate::signals::{Meter, capacities};
 use crate::{Clock, MAX_NICS, Millis};
 
 /// What changes are made of.
 pub(super) struct Control {
     planner: Planner,
     meter: Meter,
+    rebalancer: Rebalancer,
 }
 
 impl Control {
@@ -23,6 +25,7 @@ impl Control {
         Control {
             planner,
             meter: Meter::default(),
+            rebalancer: Rebalancer::new(),
         }
     }
 }
@@ -174,6 +177,11 @@ impl Balancer {
         self.signals.refused(nic, frames);
     }
 
+    /// Tells what a worker sent by a NIC without [`Balancer::steer`], as in topology `pinned`; at most once a burst.
+    pub fn record_sent(&self, worker: usize, nic: NicIndex, frames: u64, bytes: u64) {
+        self.counters.of(worker).sent(usize::from(nic), frames, bytes);
+    }
+
     /// Makes costs of what was measured, and moves sessions if that evens out the NICs. To be called by the control thread
     /// about every 100 ms, more often does no harm; bounded work, without a slot table to build.
     pub fn tick(&self, now: impl Into<Clock>) {
@@ -181,19 +189,34 @@ impl Balancer {
         let mut control = self.control();
         let warm = self.warming.load(Relaxed) & !self.warming(now);
         self.warming.fetch_and(!warm, Relaxed);
-        let (plan, alive) = (self.plan.load(), self.alive.snapshot());
+        let plan = self.plan.load();
+        let Control {
+            meter, rebalancer, ..
+        } = &mut *control;
         if plan.algorithm != Algorithm::Adaptive {
+            if meter.stop() {
+                rebalancer.stop(&self.table);
+            }
             return;
         }
-        let (sent, loads) = (self.counters.sent(), self.counters.loads());
-        let meter = &mut control.meter;
-        self.signals.tick(
-            meter,
+        if !meter.is_due(now) {
+            return;
+        }
+        let alive = self.alive.snapshot() & plan.present;
+        let (sent, sessions) = (self.counters.sent(), self.counters.loads().sessions);
+        self.signals.tick(meter, now, alive, &plan.nics, &sent, &sessions);
+        let spread_us = self.signals.rtt_spread_us(alive);
+        self.move_gap_ms.store(gap_ms(spread_us), Relaxed);
+        let in_use = members(alive)
+            .filter(|&nic| plan.weights[usize::from(nic)] != 0)
+            .fold(0, |set, nic| set | 1 << nic);
+        rebalancer.tick(
+            &self.table,
+            &self.notes,
             now,
-            alive & plan.present,
-            &plan.nics,
-            &sent,
-            &loads.sessions,
+            in_use,
+            &sent.map(|sent| sent.bytes),
+            &capacities(&plan.nics),
         );
     }
 

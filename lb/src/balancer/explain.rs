@@ -26,6 +26,10 @@ pub struct Explanation {
     pub pinned: Option<NicIndex>,
     /// How long ago the session was pinned at first, in milliseconds.
     pub pinned_ms: Option<Millis>,
+    /// Whether it has been on another NIC since.
+    pub has_moved: bool,
+    /// The NIC that it is asked to move to when it pauses.
+    pub moves_to: Option<NicIndex>,
     /// The NIC that the next frame leaves by; `None` if none is alive.
     pub choice: Option<NicIndex>,
     /// Why that one.
@@ -125,6 +129,8 @@ impl Balancer {
             slot,
             order: plan.slots.order(slot).collect(),
             pinned: stored.map(|hit| hit.meta.nic()),
+            has_moved: stored.is_some_and(|hit| hit.meta.has_moved()),
+            moves_to: stored.and_then(|hit| hit.meta.target()),
             pinned_ms: stored.map(|hit| elapsed_ms(now.millis, hit.meta.created())),
             choice,
             reason,

@@ -6,9 +6,9 @@ use crate::key::proto;
 use crate::mac::Mac;
 use crate::parse::{parse, tcp_flag};
 
-const GUEST: [u8; 4] = [10, 0, 0, 1];
+pub(super) const GUEST: [u8; 4] = [10, 0, 0, 1];
 
-fn balancer(nics: u8, capacity: usize) -> Arc<Balancer> {
+pub(super) fn balancer(nics: u8, capacity: usize) -> Arc<Balancer> {
     let ids = (0..nics).map(|nic| NicInfo {
         id: format!("nic{nic}"),
         weight: None,
@@ -17,6 +17,7 @@ fn balancer(nics: u8, capacity: usize) -> Arc<Balancer> {
         nics: ids.collect(),
         algorithm: Algorithm::Hash,
         session_capacity: capacity,
+        workers: 2,
         hash_key: [7; 16],
     };
     let balancer = Balancer::new(&config);
@@ -26,7 +27,14 @@ fn balancer(nics: u8, capacity: usize) -> Arc<Balancer> {
     balancer
 }
 
-fn ipv4(src: [u8; 4], dst: [u8; 4], protocol: u8, id: u16, fragment: u16, payload: &[u8]) -> Vec<u8> {
+pub(super) fn ipv4(
+    src: [u8; 4],
+    dst: [u8; 4],
+    protocol: u8,
+    id: u16,
+    fragment: u16,
+    payload: &[u8],
+) -> Vec<u8> {
     let mut packet = vec![0x45, 0];
     packet.extend_from_slice(&u16::try_from(20 + payload.len()).unwrap().to_be_bytes());
     packet.extend_from_slice(&id.to_be_bytes());
@@ -37,13 +45,14 @@ fn ipv4(src: [u8; 4], dst: [u8; 4], protocol: u8, id: u16, fragment: u16, payloa
     packet
 }
 
-fn observed(packet: &[u8]) -> Observed {
+pub(super) fn observed(packet: &[u8]) -> Observed {
     let mut frame = [Mac([2; 6]).0, Mac([4; 6]).0].concat();
     frame.extend_from_slice(&[8, 0]);
     frame.extend_from_slice(packet);
     Observed {
         parsed: parse(&frame),
         frame_len: u32::try_from(frame.len()).unwrap(),
+        timestamps: [0; 2],
     }
 }
 
@@ -61,7 +70,7 @@ fn peer(number: u32) -> ([u8; 4], u16) {
 }
 
 /// A segment of session `number`, from the guest.
-fn sent(number: u32, tcp_flags: u8) -> Observed {
+pub(super) fn sent(number: u32, tcp_flags: u8) -> Observed {
     let (address, port) = peer(number);
     observed(&ipv4(
         GUEST,
@@ -74,7 +83,7 @@ fn sent(number: u32, tcp_flags: u8) -> Observed {
 }
 
 /// A segment of session `number`, to the guest.
-fn received(number: u32, tcp_flags: u8) -> Observed {
+pub(super) fn received(number: u32, tcp_flags: u8) -> Observed {
     let (address, port) = peer(number);
     observed(&ipv4(
         address,
@@ -86,14 +95,14 @@ fn received(number: u32, tcp_flags: u8) -> Observed {
     ))
 }
 
-fn steer_one(balancer: &Balancer, now: Millis, frame: Observed) -> Option<NicIndex> {
+pub(super) fn steer_one(balancer: &Balancer, now: Millis, frame: Observed) -> Option<NicIndex> {
     let mut out = Vec::new();
     balancer.steer(0, now, &[frame], &mut out);
     assert_eq!(out.len(), 1);
     out[0]
 }
 
-fn steer_all(balancer: &Balancer, now: Millis, sessions: u32) -> Vec<NicIndex> {
+pub(super) fn steer_all(balancer: &Balancer, now: Millis, sessions: u32) -> Vec<NicIndex> {
     let frames: Vec<_> = (0..sessions).map(|number| sent(number, tcp_flag::ACK)).collect();
     let mut out = Vec::new();
     balancer.steer(1, now, &frames, &mut out);

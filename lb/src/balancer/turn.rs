@@ -6,15 +6,16 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use arc_swap::Guard;
 
-use super::{Balancer, NewSession, Observed, is_alive};
+use super::{Balancer, Observed, is_alive};
 use crate::Millis;
 use crate::counters::Counters;
 use crate::nics::NicIndex;
 use crate::parse::{Class, Parsed};
 use crate::plan::Plan;
-use crate::policy::{Loads, choose};
+use crate::policy::Loads;
 use crate::state::{Progress, Timer, may_open};
 use crate::table::{BATCH, Hit, Insertion, Lookup, Meta, SessionTable};
+use crate::watch::Notes;
 
 /// Tries to change a state that other workers change too, before leaving it to them.
 const STATE_RETRIES: usize = 4;
@@ -25,6 +26,9 @@ pub(super) struct Turn<'a> {
     pub counters: &'a Counters,
     pub alive: u32,
     pub now: Millis,
+    pub micros: u32,
+    /// Where this worker notes what it sends, while `adaptive` is in force.
+    pub notes: Option<&'a Notes>,
     /// Loaded when a frame needs it: a burst of known sessions does not.
     pub plan: OnceCell<Guard<Arc<Plan>>>,
     /// Sessions of the NICs, summed when the first new session needs them.
@@ -40,6 +44,7 @@ struct Run {
 }
 
 impl Run {
+    #[inline]
     fn add(&mut self, table: &SessionTable, now: Millis, hit: Hit, frame_len: u32) {
         if !self.hit.is_some_and(|last| SessionTable::same_entry(&last, &hit)) {
             self.charge(table, now);
@@ -49,6 +54,7 @@ impl Run {
         self.bytes += u64::from(frame_len);
     }
 
+    #[inline]
     fn charge(&mut self, table: &SessionTable, now: Millis) {
         if let Some(hit) = self.hit.take() {
             table.refresh(&hit, now, self.frames, self.bytes);
@@ -58,52 +64,87 @@ impl Run {
 }
 
 impl Turn<'_> {
-    /// At most [`BATCH`] frames from guests.
-    pub(super) fn steer(&self, burst: &[Observed], out: &mut Vec<Option<NicIndex>>) {
-        let lookups = self.look_up(burst);
+    /// At most [`BATCH`] frames from guests; `out` is as long as `burst`.
+    pub(super) fn steer(&self, burst: &[Observed], out: &mut [Option<NicIndex>]) {
+        let mut lookups = [Lookup::NONE; BATCH];
+        self.look_up(burst, &mut lookups);
         let mut run = Run::default();
-        for (frame, lookup) in burst.iter().zip(&lookups) {
-            let parsed = &frame.parsed;
-            let nic = match parsed.class() {
-                Class::Session => self.session_nic(frame, lookup, &mut run),
-                Class::FirstFragment => {
-                    let nic = self.session_nic(frame, lookup, &mut run);
-                    if let Some(nic) = nic {
-                        self.lead_fragments(parsed, nic);
-                    }
-                    nic
+        for ((frame, lookup), out) in burst.iter().zip(&lookups).zip(out.iter_mut()) {
+            *out = match self.settled(frame, lookup) {
+                Some(hit) if is_alive(self.alive, hit.meta.pin()) => {
+                    run.add(&self.balancer.table, self.now, *hit, frame.frame_len);
+                    Some(hit.meta.pin())
                 }
-                Class::LaterFragment => self.follow_fragment(parsed),
-                Class::IcmpError => self.pinned(lookup.hit).or_else(|| self.by_slot(parsed)),
-                Class::NonSession | Class::Malformed => self.by_slot(parsed),
+                _ => self.steer_one(frame, lookup, &mut run),
             };
-            out.push(nic);
         }
         run.charge(&self.balancer.table, self.now);
+        if let Some(notes) = self.notes {
+            self.note_sent(notes, burst, &lookups, out);
+        }
     }
 
     /// At most [`BATCH`] frames from NICs.
     pub(super) fn observe(&self, burst: &[Observed]) {
-        let lookups = self.look_up(burst);
+        let mut lookups = [Lookup::NONE; BATCH];
+        self.look_up(burst, &mut lookups);
         let mut run = Run::default();
         for (frame, lookup) in burst.iter().zip(&lookups) {
-            if !matches!(frame.parsed.class(), Class::Session | Class::FirstFragment) {
-                continue;
-            }
-            let hit = match lookup.hit {
-                Some(hit) => Some(self.advance(hit, &frame.parsed)),
-                None => {
-                    let slots = &self.plan().slots;
-                    let nic = self.choose(&frame.parsed);
-                    let nic = nic.or_else(|| slots.primary(slots.slot(frame.parsed.key())));
-                    nic.and_then(|nic| self.open(&frame.parsed, lookup.hash, nic))
-                }
-            };
-            if let Some(hit) = hit {
-                run.add(&self.balancer.table, self.now, hit, frame.frame_len);
+            match self.settled(frame, lookup) {
+                Some(hit) => run.add(&self.balancer.table, self.now, *hit, frame.frame_len),
+                None => self.observe_one(frame, lookup, &mut run),
             }
         }
         run.charge(&self.balancer.table, self.now);
+        if self.notes.is_some() {
+            self.note_received(burst, &lookups);
+        }
+    }
+
+    /// The session of a frame that changes nothing about it: nearly every frame's.
+    #[inline]
+    fn settled<'l>(&self, frame: &Observed, lookup: &'l Lookup) -> Option<&'l Hit> {
+        let parsed = &frame.parsed;
+        lookup.hit.as_ref().filter(|hit| {
+            parsed.class() == Class::Session && hit.meta.is_settled(parsed.tcp_flags(), parsed.direction())
+        })
+    }
+
+    #[inline(never)]
+    fn steer_one(&self, frame: &Observed, lookup: &Lookup, run: &mut Run) -> Option<NicIndex> {
+        let parsed = &frame.parsed;
+        match parsed.class() {
+            Class::Session => self.session_nic(frame, lookup, run),
+            Class::FirstFragment => {
+                let nic = self.session_nic(frame, lookup, run);
+                if let Some(nic) = nic {
+                    self.lead_fragments(parsed, nic);
+                }
+                nic
+            }
+            Class::LaterFragment => self.follow_fragment(parsed),
+            Class::IcmpError => self.pinned(lookup.hit).or_else(|| self.by_slot(parsed)),
+            Class::NonSession | Class::Malformed => self.by_slot(parsed),
+        }
+    }
+
+    #[inline(never)]
+    fn observe_one(&self, frame: &Observed, lookup: &Lookup, run: &mut Run) {
+        if !matches!(frame.parsed.class(), Class::Session | Class::FirstFragment) {
+            return;
+        }
+        let hit = match lookup.hit {
+            Some(hit) => Some(self.advance(hit, &frame.parsed)),
+            None => {
+                let slots = &self.plan().slots;
+                let nic = self.choose(&frame.parsed);
+                let nic = nic.or_else(|| slots.primary(slots.slot(frame.parsed.key())));
+                nic.and_then(|nic| self.open(&frame.parsed, lookup.hash, nic))
+            }
+        };
+        if let Some(hit) = hit {
+            run.add(&self.balancer.table, self.now, hit, frame.frame_len);
+        }
     }
 
     /// An entry with this state has timed out.
@@ -114,16 +155,12 @@ impl Turn<'_> {
         }
     }
 
-    fn look_up(&self, burst: &[Observed]) -> [Lookup; BATCH] {
-        let mut keys = [None; BATCH];
-        for (key, frame) in keys.iter_mut().zip(burst) {
-            *key = frame.parsed.session_key();
-        }
-        let mut lookups = [Lookup::NONE; BATCH];
+    /// Looks all keys up. Some classes have none in the table; what is found by chance is not looked at.
+    #[inline]
+    fn look_up(&self, burst: &[Observed], lookups: &mut [Lookup; BATCH]) {
         self.balancer
             .table
-            .lookup_batch(&keys[..burst.len().min(BATCH)], &mut lookups);
-        lookups
+            .lookup_batch(burst, |frame| frame.parsed.key(), lookups);
     }
 
     fn session_nic(&self, frame: &Observed, lookup: &Lookup, run: &mut Run) -> Option<NicIndex> {
@@ -143,28 +180,44 @@ impl Turn<'_> {
         self.pin(hit, parsed)
     }
 
-    /// The NIC of a session, moved to the slot's first alive fallback if its own is dead. While no NIC is alive the
-    /// pin stays.
-    fn pin(&self, mut hit: Hit, parsed: &Parsed) -> Option<NicIndex> {
-        if let Some(nic) = self.pinned(Some(hit)) {
-            return Some(nic);
+    fn pin(&self, hit: Hit, parsed: &Parsed) -> Option<NicIndex> {
+        let pin = hit.meta.pin();
+        if is_alive(self.alive, pin) {
+            return Some(pin);
         }
-        let heir = self.by_slot(parsed)?;
+        self.repin(hit, parsed)
+    }
+
+    /// The NIC of a session whose own is dead, or that is asked to move. From a dead NIC it goes to the slot's first alive
+    /// fallback; while no NIC is alive the pin stays. One that is asked to move does so when it has paused for long
+    /// enough that this frame cannot overtake the one before.
+    #[cold]
+    fn repin(&self, mut hit: Hit, parsed: &Parsed) -> Option<NicIndex> {
+        let table = &self.balancer.table;
+        let gap_ms = self.balancer.move_gap_ms.load(Relaxed);
         for _ in 0..STATE_RETRIES {
-            match self.balancer.table.replace(&hit, hit.meta.with_nic(heir)) {
-                Ok(meta) => {
-                    self.counters.change(hit.meta, meta);
-                    self.counters.repinned.fetch_add(1, Relaxed);
-                    break;
-                }
-                Err(Some(meta)) => hit.meta = meta,
-                Err(None) => break,
-            }
-            if let Some(nic) = self.pinned(Some(hit)) {
-                return Some(nic);
+            // An earlier frame of the burst may have moved it since the lookup.
+            let (meta, paused_ms) = table.now_at(&hit, self.now).unwrap_or((hit.meta, 0));
+            hit.meta = meta;
+            let (nic, target) = (meta.nic(), meta.target());
+            let is_alive = |nic| is_alive(self.alive, nic);
+            let heir = match target.filter(|&target| is_alive(target)) {
+                Some(target) if is_alive(nic) && paused_ms >= gap_ms => target,
+                _ if is_alive(nic) => return Some(nic),
+                _ => self.by_slot(parsed)?,
+            };
+            if let Ok(moved) = table.replace(&hit, meta.with_nic(heir)) {
+                self.counters.change(meta, moved);
+                let counter = if is_alive(nic) {
+                    &self.counters.moved
+                } else {
+                    &self.counters.repinned
+                };
+                counter.fetch_add(1, Relaxed);
+                return Some(heir);
             }
         }
-        Some(heir)
+        self.pinned(Some(hit)).or_else(|| self.by_slot(parsed))
     }
 
     fn pinned(&self, hit: Option<Hit>) -> Option<NicIndex> {
@@ -191,16 +244,9 @@ impl Turn<'_> {
         let mut loads = self.loads.borrow_mut();
         let loads = loads.get_or_insert_with(|| self.balancer.counters.loads());
         let opening = is_opening(parsed);
-        let session = NewSession {
-            slot,
-            slots: &plan.slots,
-            alive: self.alive & plan.present,
-            warming: self.balancer.warming(self.now),
-            weights: &plan.weights,
-            opening,
-            loads,
-        };
-        let nic = choose(plan.algorithm, &session, |nic| self.balancer.signals.cost(nic))?;
+        let nic = self
+            .balancer
+            .choose_for(plan, slot, opening, (self.alive, self.now), loads)?;
         // The counters learn of it too, but are not read again for this burst.
         loads.place(nic, opening);
         Some(nic)

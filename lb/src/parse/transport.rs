@@ -73,6 +73,26 @@ pub(super) fn read_transport(protocol: u8, v6: bool, payload: &[u8]) -> Transpor
     }
 }
 
+/// Value and echo of the timestamp option of the TCP header at `offset`, if it comes first behind two one-byte paddings
+/// (RFC 7323, appendix A), as all common stacks send it; otherwise zeros.
+pub(super) fn timestamps(bytes: &[u8], offset: usize) -> [u32; 2] {
+    const PADDING_AND_TIMESTAMP: [u8; 4] = [1, 1, 8, 10];
+    let Some(&[kind0, kind1, kind, len, v0, v1, v2, v3, e0, e1, e2, e3]) =
+        bytes.get(offset + 20..).and_then(|options| options.first_chunk())
+    else {
+        return [0; 2];
+    };
+    // The header says how much of this is options: eight words or more with these.
+    let words = bytes.get(offset + 12).map_or(0, |byte| byte >> 4);
+    if [kind0, kind1, kind, len] != PADDING_AND_TIMESTAMP || words < 8 {
+        return [0; 2];
+    }
+    [
+        u32::from_be_bytes([v0, v1, v2, v3]),
+        u32::from_be_bytes([e0, e1, e2, e3]),
+    ]
+}
+
 /// The selector from the first bytes of a transport header, which may be all that an ICMP error carries
 /// (RFC 792: 8 bytes). `None` if the protocol has no sessions or the bytes do not suffice.
 pub(super) fn embedded_selector(protocol: u8, v6: bool, payload: &[u8]) -> Option<Selector> {

@@ -119,21 +119,24 @@ impl NewSession<'_> {
         if undrained == 0 {
             return self.alive;
         }
+        if self.warming & undrained == 0 {
+            return undrained;
+        }
+        // In slow start a NIC may take the sessions of as many slots as are twice its share. The slots are a circle, in an
+        // order that an odd factor makes of their numbers, and each NIC's part of it begins where the fair share of
+        // the one before ends: so each slot has two NICs if all are in slow start.
         let total: u64 = members(undrained).map(weight).sum();
-        let admitted = members(undrained)
-            .filter(|&nic| !has(self.warming, nic) || self.is_admitted(nic, weight(nic), total))
-            .fold(0, |set, nic| set | 1 << nic);
+        let place = u64::from(self.slot.wrapping_mul(0x9e35));
+        let (mut before, mut admitted) = (0, 0);
+        for nic in members(undrained) {
+            let start = before * SLOTS as u64 / total;
+            let distance = (place + SLOTS as u64 - start) % SLOTS as u64;
+            if !has(self.warming, nic) || distance < 2 * weight(nic) * SLOTS as u64 / total {
+                admitted |= 1 << nic;
+            }
+            before += weight(nic);
+        }
         if admitted == 0 { undrained } else { admitted }
-    }
-
-    /// In slow start a NIC may take the sessions of as many slots as are twice its share, another set for each NIC.
-    fn is_admitted(&self, nic: NicIndex, weight: u64, total: u64) -> bool {
-        // An odd factor permutes the slots, so that exactly as many are below the limit as the limit says.
-        let place = (u16::from(nic) + 1)
-            .wrapping_mul(0x5bd1)
-            .wrapping_add(self.slot)
-            .wrapping_mul(0x9e35);
-        u64::from(place) < 2 * weight * SLOTS as u64 / total.max(1)
     }
 
     /// Candidates in the order in which they serve the slot, so that equals are shared out evenly.

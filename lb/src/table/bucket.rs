@@ -72,6 +72,16 @@ pub(crate) fn idle_ms(now: Millis, last_seen: Millis) -> Millis {
     if idle > Millis::MAX / 2 { 0 } else { idle }
 }
 
+/// Bit 0, 16, 32 or 48 of the lowest lane whose sixteen bits are `signature`; there may be more above it, some of
+/// them wrong. 0 if there is none.
+#[inline]
+fn lowest_equal_lane(word: u64, signature: u16) -> u64 {
+    const LOW: u64 = 0x0001_0001_0001_0001;
+    let x = word ^ u64::from(signature).wrapping_mul(LOW);
+    // Taking 1 from a zero lane borrows; only lanes above such a one can be wrong about it.
+    (x.wrapping_sub(LOW) & !x) >> 15 & LOW
+}
+
 /// Lanes of one signature word whose sixteen bits are `signature`, as four bits.
 fn equal_lanes(word: u64, signature: u16) -> u8 {
     const LOW: u64 = 0x0001_0001_0001_0001;
@@ -83,15 +93,55 @@ fn equal_lanes(word: u64, signature: u16) -> u8 {
     gathered.to_le_bytes()[0] & 0xf
 }
 
+/// A lane that may hold a key, and the number of removals from the bucket before that was read.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Candidate {
+    seq: u32,
+    pub(super) lane: u8,
+}
+
+impl Candidate {
+    /// Whether there is no such lane.
+    pub(super) fn is_none(self) -> bool {
+        usize::from(self.lane) >= LANES
+    }
+}
+
 impl Bucket {
     /// Brings the header into the cache.
+    #[inline]
     pub(super) fn touch_header(&self) -> u64 {
         self.signatures[0].load(Relaxed)
     }
 
     /// Brings the entry of a lane into the cache.
+    #[inline]
     pub(super) fn touch_entry(&self, lane: usize) -> u64 {
         self.entries.get(lane).map_or(0, |entry| entry.meta.load(Relaxed))
+    }
+
+    /// One of the lanes that carry a signature.
+    #[inline]
+    pub(super) fn candidate(&self, signature: u16) -> Candidate {
+        let seq = self.seq.load(Acquire);
+        let [low, high] = &self.signatures;
+        let low = lowest_equal_lane(low.load(Acquire), signature);
+        // The last lane of the second word is none. Its signature is always 0, and no key's is.
+        let high = lowest_equal_lane(high.load(Acquire), signature);
+        // Bits 0, 16, 32, 48 are the first word's lanes, 1, 17, 33, 49 the second's, and bit 63 comes out as lane 7, which is
+        // none. No branch, as either word is as likely.
+        let [found, ..] = (low | high << 1 | 1 << 63).trailing_zeros().to_le_bytes();
+        let lane = (found >> 4) + (found & 1) * 4;
+        Candidate { seq, lane }
+    }
+
+    /// The state of a candidate, if it holds the key and was not removed meanwhile.
+    #[inline]
+    pub(super) fn confirm(&self, candidate: Candidate, key: &[u64; KEY_WORDS]) -> Option<Meta> {
+        let meta = self.entries.get(usize::from(candidate.lane))?.state_if(key)?;
+        // As in `find`.
+        fence(Acquire);
+        (self.seq.load(Relaxed) == candidate.seq).then_some(meta)
     }
 
     /// Lanes that carry a signature, as a bit set.
@@ -163,8 +213,9 @@ impl Bucket {
         }
     }
 
-    /// Charges frames to a lane.
-    pub(super) fn refresh(&self, lane: usize, now: Millis, frames: u32, bytes: u64) {
+    /// Charges frames to a lane. `shared`: other threads may do so at the same time.
+    #[inline]
+    pub(super) fn refresh(&self, lane: usize, now: Millis, frames: u32, bytes: u64, shared: bool) {
         let (Some(last_seen), Some(entry)) = (self.last_seen.get(lane), self.entries.get(lane)) else {
             return;
         };
@@ -172,7 +223,13 @@ impl Bucket {
         if last_seen.load(Relaxed) != now {
             last_seen.store(now, Relaxed);
         }
-        entry.charge(frames, bytes);
+        entry.charge(frames, bytes, shared);
+    }
+
+    /// A lane's state and the time of its last frame.
+    pub(super) fn state(&self, lane: usize) -> Option<(Meta, Millis)> {
+        let meta = self.entries.get(lane)?.meta.load(Relaxed);
+        Some((Meta::from_word(meta), self.last_seen.get(lane)?.load(Relaxed)))
     }
 
     /// Replaces a lane's state if it is still `from`; otherwise says what it is, or `None` if the entry is gone.
@@ -227,6 +284,7 @@ impl Bucket {
 }
 
 impl Entry {
+    #[inline]
     fn state_if(&self, key: &[u64; KEY_WORDS]) -> Option<Meta> {
         let meta = self.meta.load(Relaxed);
         let mut difference = (meta ^ key[KEY_ONLY]) & KIND_MASK;
@@ -236,18 +294,34 @@ impl Entry {
         (difference == 0).then_some(Meta::from_word(meta))
     }
 
-    fn charge(&self, frames: u32, bytes: u64) {
+    #[inline]
+    fn charge(&self, frames: u32, bytes: u64, shared: bool) {
         // One call brings at most a burst, so neither half can pass its carry twice before it is carried over.
         let frames = u64::from(frames).min(FRAMES_CARRY / 2);
         let bytes = bytes.min(BYTES_CARRY / 2);
-        let before = self.recent.fetch_add(frames << BYTE_BITS | bytes, Relaxed);
-        let (old_frames, old_bytes) = (before >> BYTE_BITS, before & ((1 << BYTE_BITS) - 1));
-        // Only the one addition that passes the mark carries over.
-        if old_bytes < BYTES_CARRY && old_bytes + bytes >= BYTES_CARRY {
+        let more = frames << BYTE_BITS | bytes;
+        let before = if shared {
+            self.recent.fetch_add(more, Relaxed)
+        } else {
+            // An atomic addition costs as much as all the rest of a known frame.
+            let before = self.recent.load(Relaxed);
+            self.recent.store(before.wrapping_add(more), Relaxed);
+            before
+        };
+        // Only the one addition that passes a mark carries over.
+        let passed = before.wrapping_add(more) & !before & (BYTES_CARRY | FRAMES_CARRY << BYTE_BITS);
+        if passed != 0 {
+            self.carry(passed);
+        }
+    }
+
+    #[cold]
+    fn carry(&self, passed: u64) {
+        if passed & BYTES_CARRY != 0 {
             self.recent.fetch_sub(BYTES_CARRY, Relaxed);
             self.older.fetch_add(1, Relaxed);
         }
-        if old_frames < FRAMES_CARRY && old_frames + frames >= FRAMES_CARRY {
+        if passed & FRAMES_CARRY << BYTE_BITS != 0 {
             self.recent.fetch_sub(FRAMES_CARRY << BYTE_BITS, Relaxed);
             self.older.fetch_add(1 << 32, Relaxed);
         }
@@ -331,6 +405,21 @@ mod tests {
 
     proptest::proptest! {
         #[test]
+        fn a_candidate_is_a_lane_with_the_signature(
+            lanes: [u16; LANES], pick in 0usize..LANES, near in 0u16..3, other: u16,
+        ) {
+            let bucket = Bucket::default();
+            let locked = bucket.lock(1).unwrap();
+            lanes.iter().enumerate().for_each(|(lane, &signature)| locked.set_signature(lane, signature));
+            drop(locked);
+            for signature in [lanes[pick], lanes[pick] ^ near, other].map(|signature| signature.max(1)) {
+                let candidate = bucket.candidate(signature);
+                proptest::prop_assert_eq!(candidate.is_none(), !lanes.contains(&signature));
+                proptest::prop_assert!(candidate.is_none() || lanes[usize::from(candidate.lane)] == signature);
+            }
+        }
+
+        #[test]
         fn equal_lanes_are_exact(lanes: [u16; 4], pick in 0usize..4, near in 0u16..3) {
             let word = lanes.iter().rev().fold(0u64, |word, &lane| word << 16 | u64::from(lane));
             for signature in [lanes[pick], lanes[pick] ^ near, 0, 1] {
@@ -341,11 +430,11 @@ mod tests {
 
         #[test]
         fn counters_are_exact_across_their_carries(steps in proptest::collection::vec(
-            (0u32..1 << 22, 0u64..1 << 38), 0..64)
+            (0u32..1 << 22, 0u64..1 << 38, proptest::bool::ANY), 0..64)
         ) {
             let bucket = Bucket::default();
-            for &(frames, bytes) in &steps {
-                bucket.refresh(3, 1, frames, bytes);
+            for &(frames, bytes, shared) in &steps {
+                bucket.refresh(3, 1, frames, bytes, shared);
             }
             let read = bucket.read(3, &bucket.entries[3]);
             proptest::prop_assert_eq!(read.frames, steps.iter().map(|step| u64::from(step.0)).sum::<u64>());

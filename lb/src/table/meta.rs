@@ -1,12 +1,17 @@
 //! The state word of an entry.
 
 use crate::Millis;
-use crate::key::KIND_MASK;
+use crate::key::{Direction, KIND_MASK};
 use crate::nics::NicIndex;
+use crate::parse::tcp_flag;
 use crate::state::{Progress, Timer};
 
-/// One word that changes as a whole: `created:32 unused:16 closed:2 spoke:2 timer:4 nic:4 kind:4`.
+/// One word that changes as a whole:
+/// `created:32 unused:2 watch:10 moved:1 target:3 closed:2 spoke:2 timer:4 moving:1 nic:3 kind:4`.
 /// The kind is the last word of the key.
+///
+/// A session that is asked to move has `moving` set, which makes a NIC that does not exist of its [`Meta::pin`]: the frame
+/// loop, which asks whether the pin is alive anyway, finds out without a question of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Meta(u64);
 
@@ -14,8 +19,14 @@ const NIC_SHIFT: u32 = 4;
 const TIMER_SHIFT: u32 = 8;
 const SPOKE_SHIFT: u32 = 12;
 const CLOSED_SHIFT: u32 = 14;
+const TARGET_SHIFT: u32 = 16;
+const WATCH_SHIFT: u32 = 20;
 const CREATED_SHIFT: u32 = 32;
-const NIC_MASK: u64 = 0xf << NIC_SHIFT;
+const NIC_MASK: u64 = 0x7 << NIC_SHIFT;
+const MOVING: u64 = 0x8 << NIC_SHIFT;
+const TARGET_MASK: u64 = 0x7 << TARGET_SHIFT;
+const MOVED: u64 = 0x8 << TARGET_SHIFT;
+const WATCH_MASK: u64 = 0x3ff << WATCH_SHIFT;
 const PROGRESS_MASK: u64 = 0xff << TIMER_SHIFT;
 
 fn progress_bits(progress: Progress) -> u64 {
@@ -28,7 +39,7 @@ impl Meta {
     /// The state of an entry made now. [`super::SessionTable::insert`] adds the key's kind.
     #[must_use]
     pub fn new(nic: NicIndex, created: Millis, progress: Progress) -> Meta {
-        let nic = u64::from(nic & 0xf) << NIC_SHIFT;
+        let nic = u64::from(nic & 0x7) << NIC_SHIFT;
         Meta(u64::from(created) << CREATED_SHIFT | nic | progress_bits(progress))
     }
 
@@ -50,14 +61,56 @@ impl Meta {
 
     /// The NIC that the session is pinned to.
     #[must_use]
+    #[inline]
     pub const fn nic(self) -> NicIndex {
+        self.low_byte(NIC_SHIFT) & 0x7
+    }
+
+    /// The NIC, or a number that is no NIC's if the session is asked to move.
+    #[must_use]
+    #[inline]
+    pub const fn pin(self) -> NicIndex {
         self.low_byte(NIC_SHIFT) & 0xf
     }
 
-    /// The same with another NIC.
+    /// The same, moved to another NIC.
     #[must_use]
     pub fn with_nic(self, nic: NicIndex) -> Meta {
-        Meta(self.0 & !NIC_MASK | u64::from(nic & 0xf) << NIC_SHIFT)
+        Meta(self.0 & !(NIC_MASK | MOVING | TARGET_MASK) | MOVED | u64::from(nic & 0x7) << NIC_SHIFT)
+    }
+
+    /// Whether the session has been on another NIC before.
+    #[must_use]
+    pub const fn has_moved(self) -> bool {
+        self.0 & MOVED != 0
+    }
+
+    /// The NIC that the session is asked to move to when it pauses.
+    #[must_use]
+    pub const fn target(self) -> Option<NicIndex> {
+        if self.0 & MOVING == 0 {
+            return None;
+        }
+        Some(self.low_byte(TARGET_SHIFT) & 0x7)
+    }
+
+    /// The same, asked to move, or not any more.
+    #[must_use]
+    pub fn with_target(self, target: Option<NicIndex>) -> Meta {
+        let rest = self.0 & !(MOVING | TARGET_MASK);
+        Meta(target.map_or(rest, |nic| rest | MOVING | u64::from(nic & 0x7) << TARGET_SHIFT))
+    }
+
+    /// The number under which the session's bytes are counted apart; 0: they are not.
+    #[must_use]
+    pub fn watch(self) -> u16 {
+        u16::try_from((self.0 & WATCH_MASK) >> WATCH_SHIFT).unwrap_or(0)
+    }
+
+    /// The same, watched under a number (up to 1023), or not any more (0).
+    #[must_use]
+    pub fn with_watch(self, watch: u16) -> Meta {
+        Meta(self.0 & !WATCH_MASK | u64::from(watch & 0x3ff) << WATCH_SHIFT)
     }
 
     /// What the session's frames have brought it to.
@@ -74,6 +127,19 @@ impl Meta {
     #[must_use]
     pub fn with_progress(self, progress: Progress) -> Meta {
         Meta(self.0 & !PROGRESS_MASK | progress_bits(progress))
+    }
+
+    /// Whether another frame with these flags from this end leaves the state as it is: nearly all frames do, so this is asked
+    /// before [`Progress::after`], which answers the same for every frame.
+    #[must_use]
+    #[inline]
+    pub(crate) fn is_settled(self, tcp_flags: u8, direction: Direction) -> bool {
+        const CHANGING: u8 = tcp_flag::SYN | tcp_flag::FIN | tcp_flag::RST;
+        const _: () = assert!(Timer::TcpSyn.number() == 0);
+        let spoken = self.0 >> SPOKE_SHIFT & u64::from(direction.end_bit()) != 0;
+        // Any segment may end the handshake.
+        let handshake = self.0 >> TIMER_SHIFT & 0xf == 0;
+        spoken && !handshake && tcp_flags & CHANGING == 0
     }
 
     /// When the session began.
@@ -93,6 +159,36 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_settled_does_not_change() {
+        let mut settled = 0;
+        for (timer, spoke, closed) in
+            (0..16u8).flat_map(|timer| (0..16u8).map(move |ends| (timer, ends & 3, ends >> 2)))
+        {
+            let progress = Progress {
+                timer: Timer::from_number(timer),
+                spoke,
+                closed,
+            };
+            // Once both ends have closed, or spoken over UDP, the timer is never one of those.
+            let reachable = !(closed == 3 && progress.timer == Timer::TcpEstablished
+                || spoke == 3 && progress.timer == Timer::UdpOneWay);
+            for flags in (0..=u8::MAX).filter(|_| reachable) {
+                for direction in [Direction::AToB, Direction::BToA] {
+                    if Meta::new(0, 0, progress).is_settled(flags, direction) {
+                        assert_eq!(
+                            progress.after(flags, direction),
+                            Some(progress),
+                            "flags {flags:#x}"
+                        );
+                        settled += 1;
+                    }
+                }
+            }
+        }
+        assert!(settled > 1000);
+    }
+
+    #[test]
     fn parts_do_not_disturb_each_other() {
         let progress = Progress {
             timer: Timer::UdpTwoWay,
@@ -109,6 +205,16 @@ mod tests {
             spoke: 1,
             closed: 0,
         };
+        let asked = meta.with_watch(1023).with_target(Some(5)).with_progress(progress);
+        assert_eq!((asked.nic(), asked.pin(), asked.target()), (7, 15, Some(5)));
+        assert_eq!((asked.watch(), asked.has_moved(), asked.kind()), (1023, false, 3));
+        assert_eq!(asked.with_target(None).with_watch(0), meta);
+        let gone = asked.with_nic(5);
+        assert_eq!(
+            (gone.nic(), gone.pin(), gone.target(), gone.watch()),
+            (5, 5, None, 1023)
+        );
+        assert!(gone.has_moved());
         let moved = meta.with_nic(2).with_progress(next);
         assert_eq!(
             (moved.nic(), moved.created(), moved.progress(), moved.kind()),

@@ -18,14 +18,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_micro_inline};
 
 pub(crate) use self::bucket::idle_ms as elapsed_ms;
-use self::bucket::{Bucket, LANES};
+use self::bucket::{Bucket, Candidate, LANES};
 pub use self::insert::Insertion;
 pub use self::meta::Meta;
 use crate::Millis;
 use crate::key::SessionKey;
 
-/// Keys that one batch lookup takes.
-pub const BATCH: usize = 64;
+/// Keys that one batch lookup takes: a worker's burst. More than a core has outstanding reads gain nothing.
+pub const BATCH: usize = 32;
 
 /// Entries per hundred lanes that the table is sized for; beyond, insertions begin to fail now and then.
 const FILL_PERCENT: usize = 91;
@@ -37,6 +37,13 @@ pub struct Hit {
     lane: u8,
     /// State at the time of the lookup.
     pub meta: Meta,
+}
+
+impl Hit {
+    /// The entry's place as a number, for [`SessionTable::at`].
+    pub(crate) fn place(&self) -> u64 {
+        u64::from(self.bucket) << 3 | u64::from(self.lane)
+    }
 }
 
 /// What a lookup found.
@@ -73,6 +80,8 @@ pub struct SessionTable {
     buckets: Box<[Bucket]>,
     secrets: RapidSecrets,
     cursor: AtomicUsize,
+    /// Whether several threads charge frames.
+    shared: bool,
 }
 
 /// A key's two buckets and its signature.
@@ -83,16 +92,31 @@ struct Place {
     signature: u16,
 }
 
+/// Where a batch looks for a key.
+#[derive(Clone, Copy, Default)]
+struct Probe {
+    bucket: usize,
+    candidate: Candidate,
+}
+
+/// What an entry's bucket keeps of its hash; 0 is for free lanes.
+fn signature(hash: u64) -> u16 {
+    let [.., high, low] = hash.to_be_bytes();
+    u16::from_be_bytes([high, low]).max(1)
+}
+
 impl SessionTable {
-    /// Allocates a table for `capacity` entries. The hash's seed is new each time, so nobody can aim at a bucket.
+    /// Allocates a table for `capacity` entries that `workers` threads charge frames to. The hash's seed is new each time, so
+    /// nobody can aim at a bucket.
     #[must_use]
-    pub fn new(capacity: usize) -> SessionTable {
+    pub fn new(capacity: usize, workers: usize) -> SessionTable {
         let lanes = capacity.saturating_mul(100) / FILL_PERCENT;
         let buckets = lanes.div_ceil(LANES).clamp(2, u32::MAX as usize);
         SessionTable {
             buckets: (0..buckets).map(|_| Bucket::default()).collect(),
             secrets: RapidSecrets::seed(RandomState::new().hash_one(0u8)),
             cursor: AtomicUsize::new(0),
+            shared: workers > 1,
         }
     }
 
@@ -108,18 +132,22 @@ impl SessionTable {
         size_of_val(&*self.buckets)
     }
 
+    #[inline]
     fn hash(&self, key: &SessionKey) -> u64 {
         rapidhash_v3_micro_inline::<true, false>(&key.bytes(), &self.secrets)
     }
 
+    /// The first bucket of a hash.
+    #[inline]
+    fn scale(&self, hash: u64) -> usize {
+        // Multiply-shift: the upper half of a 32-bit fraction times the number of buckets is below that number.
+        let scaled = (hash >> 32).wrapping_mul(self.buckets.len() as u64) >> 32;
+        usize::try_from(scaled).unwrap_or(0)
+    }
+
     fn place(&self, hash: u64) -> Place {
-        let scale = |hash: u64| {
-            // Multiply-shift: the upper half of a 32-bit fraction times the number of buckets is below that number.
-            let scaled = (hash >> 32).wrapping_mul(self.buckets.len() as u64) >> 32;
-            usize::try_from(scaled).unwrap_or(0)
-        };
-        let first = scale(hash);
-        let mut second = scale(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let first = self.scale(hash);
+        let mut second = self.scale(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         if second == first {
             second = if first + 1 == self.buckets.len() {
                 0
@@ -127,20 +155,21 @@ impl SessionTable {
                 first + 1
             };
         }
-        let [.., high, low] = hash.to_be_bytes();
         Place {
             first,
             second,
-            signature: u16::from_be_bytes([high, low]).max(1),
+            signature: signature(hash),
         }
     }
 
     /// Whether two hits are of one entry.
     #[must_use]
+    #[inline]
     pub fn same_entry(one: &Hit, other: &Hit) -> bool {
         (one.bucket, one.lane) == (other.bucket, other.lane)
     }
 
+    #[inline]
     fn hit(index: usize, lane: u8, meta: Meta) -> Hit {
         // There are no more than u32::MAX buckets.
         Hit {
@@ -150,6 +179,7 @@ impl SessionTable {
         }
     }
 
+    #[inline]
     fn bucket_of(&self, hit: &Hit) -> Option<&Bucket> {
         self.buckets.get(hit.bucket as usize)
     }
@@ -179,59 +209,80 @@ impl SessionTable {
         }
     }
 
-    /// Looks up to [`BATCH`] keys up; `None` is skipped. The memory reads of the keys overlap, so a batch
-    /// costs far less than its keys one by one when the table is larger than the caches.
-    pub fn lookup_batch(&self, keys: &[Option<&SessionKey>], lookups: &mut [Lookup; BATCH]) {
-        let mut places = [Place {
-            first: 0,
-            second: 0,
-            signature: 0,
-        }; BATCH];
-        let mut touched = 0;
-        for ((key, lookup), place) in keys.iter().zip(lookups.iter_mut()).zip(&mut places) {
-            *lookup = Lookup::NONE;
-            let Some(key) = key else { continue };
-            lookup.hash = self.hash(key);
-            *place = self.place(lookup.hash);
+    /// Looks the keys of up to [`BATCH`] items up. The memory reads of the keys overlap, so a batch costs far less than its
+    /// keys one by one when the table is larger than the caches.
+    #[inline]
+    pub fn lookup_batch<T>(
+        &self,
+        items: &[T],
+        key: impl Fn(&T) -> &SessionKey,
+        lookups: &mut [Lookup; BATCH],
+    ) {
+        let mut probes = [Probe::default(); BATCH];
+        for ((item, lookup), probe) in items.iter().zip(lookups.iter_mut()).zip(&mut probes) {
+            lookup.hash = self.hash(key(item));
+            probe.bucket = self.scale(lookup.hash);
         }
+        let probes = &mut probes[..items.len().min(BATCH)];
         // A relaxed load whose value is not needed yet is the prefetch of safe code: the reads of a whole batch are
         // under way before the first comparison waits for one.
-        let present = || keys.iter().zip(&places).filter(|(key, _)| key.is_some());
-        for (_, place) in present() {
-            touched ^= self.buckets[place.first].touch_header();
+        let mut touched = 0;
+        for probe in probes.iter() {
+            touched ^= self.buckets[probe.bucket].touch_header();
         }
         let mut elsewhere = false;
-        for (_, place) in present() {
-            let first = &self.buckets[place.first];
-            let lanes = first.lanes_with(place.signature);
-            if lanes != 0 {
-                touched ^= first.touch_entry(lanes.trailing_zeros() as usize);
-            } else if first.overflow.load(Relaxed) != 0 {
-                touched ^= self.buckets[place.second].touch_header();
-                elsewhere = true;
-            }
+        for (probe, lookup) in probes.iter_mut().zip(lookups.iter()) {
+            let first = &self.buckets[probe.bucket];
+            probe.candidate = first.candidate(signature(lookup.hash));
+            touched ^= first.touch_entry(usize::from(probe.candidate.lane));
+            // Most buckets have sent nobody away, so most misses end here.
+            elsewhere |= probe.candidate.is_none() && first.overflow.load(Relaxed) != 0;
         }
         if elsewhere {
-            for (_, place) in present() {
-                if self.buckets[place.first].lanes_with(place.signature) == 0 {
-                    let second = &self.buckets[place.second];
-                    touched ^=
-                        second.touch_entry(second.lanes_with(place.signature).trailing_zeros() as usize);
-                }
-            }
+            touched ^= self.follow_overflow(probes, lookups);
         }
         std::hint::black_box(touched);
-        for ((key, lookup), place) in keys.iter().zip(lookups.iter_mut()).zip(&places) {
-            if let Some(key) = key {
-                lookup.hit = self.find_at(*place, key);
+        for ((item, lookup), probe) in items.iter().zip(lookups.iter_mut()).zip(probes) {
+            if probe.candidate.is_none() {
+                lookup.hit = None;
+                continue;
             }
+            let key = key(item);
+            let confirmed = self.buckets[probe.bucket].confirm(probe.candidate, &key.words());
+            lookup.hit = match confirmed {
+                Some(meta) => Some(Self::hit(probe.bucket, probe.candidate.lane, meta)),
+                // Another key with the same signature, or a removal meanwhile.
+                None => self.find_at(self.place(lookup.hash), key),
+            };
         }
     }
 
+    /// Points the probes that found nothing where their bucket has sent entries away to their second bucket.
+    #[cold]
+    #[inline(never)]
+    fn follow_overflow(&self, probes: &mut [Probe], lookups: &[Lookup; BATCH]) -> u64 {
+        let mut touched = 0;
+        for (probe, lookup) in probes.iter_mut().zip(lookups) {
+            if probe.candidate.is_none() && self.buckets[probe.bucket].overflow.load(Relaxed) != 0 {
+                probe.bucket = self.place(lookup.hash).second;
+                touched ^= self.buckets[probe.bucket].touch_header();
+            }
+        }
+        for (probe, lookup) in probes.iter_mut().zip(lookups) {
+            if probe.candidate.is_none() {
+                let bucket = &self.buckets[probe.bucket];
+                probe.candidate = bucket.candidate(signature(lookup.hash));
+                touched ^= bucket.touch_entry(usize::from(probe.candidate.lane));
+            }
+        }
+        touched
+    }
+
     /// Charges frames to an entry and restarts its timer.
+    #[inline]
     pub fn refresh(&self, hit: &Hit, now: Millis, frames: u32, bytes: u64) {
         if let Some(bucket) = self.bucket_of(hit) {
-            bucket.refresh(usize::from(hit.lane), now, frames, bytes);
+            bucket.refresh(usize::from(hit.lane), now, frames, bytes, self.shared);
         }
     }
 
@@ -245,6 +296,20 @@ impl SessionTable {
         bucket
             .replace_meta(usize::from(hit.lane), hit.meta, to)
             .map(|()| to)
+    }
+
+    /// The entry at a place: its key, and where to change its state. `None` if there is none.
+    pub(crate) fn at(&self, place: u64) -> Option<(SessionKey, Hit)> {
+        let bucket = usize::try_from(place >> 3).ok()?;
+        let lane = u8::try_from(place & 7).ok()?;
+        let entry = self.buckets.get(bucket)?.snapshot(usize::from(lane))?;
+        Some((entry.key, Self::hit(bucket, lane, entry.meta)))
+    }
+
+    /// The state of an entry now, and how long its last frame was ago; `None` if it is gone.
+    pub(crate) fn now_at(&self, hit: &Hit, now: Millis) -> Option<(Meta, Millis)> {
+        let (meta, last_seen) = self.bucket_of(hit)?.state(usize::from(hit.lane))?;
+        (meta.kind() == hit.meta.kind()).then_some((meta, elapsed_ms(now, last_seen)))
     }
 
     /// Forgets the frames that an entry has counted.

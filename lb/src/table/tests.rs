@@ -48,11 +48,12 @@ fn pin(table: &SessionTable, number: u32) -> Option<u8> {
 
 fn batch_pins(table: &SessionTable, numbers: &[u32]) -> Vec<Option<u8>> {
     let keys: Vec<_> = numbers.iter().map(|&number| key(number)).collect();
-    let refs: Vec<_> = keys.iter().map(Some).collect();
     let mut lookups = [Lookup::NONE; BATCH];
-    table.lookup_batch(&refs, &mut lookups);
-    lookups[..numbers.len()]
-        .iter()
+    keys.chunks(BATCH)
+        .flat_map(|keys| {
+            table.lookup_batch(keys, |key| key, &mut lookups);
+            lookups[..keys.len()].to_vec()
+        })
         .map(|lookup| lookup.hit.map(|hit| hit.meta.nic()))
         .collect()
 }
@@ -60,7 +61,7 @@ fn batch_pins(table: &SessionTable, numbers: &[u32]) -> Vec<Option<u8>> {
 #[test]
 fn the_promised_capacity_fits_in_81_bytes_each() {
     const CAPACITY: u32 = 50_000;
-    let table = SessionTable::new(CAPACITY as usize);
+    let table = SessionTable::new(CAPACITY as usize, 1);
     let stored: Vec<bool> = (0..CAPACITY)
         .map(|number| matches!(insert(&table, number, Timer::Other, 0), Insertion::New(_)))
         .collect();
@@ -84,7 +85,7 @@ fn the_promised_capacity_fits_in_81_bytes_each() {
 
 #[test]
 fn beyond_its_memory_it_refuses_and_keeps_what_it_has() {
-    let table = SessionTable::new(100);
+    let table = SessionTable::new(100, 1);
     let lanes = table.lanes();
     let stored: Vec<u32> = (0..1000)
         .filter(|&number| matches!(insert(&table, number, Timer::Other, 0), Insertion::New(_)))
@@ -107,7 +108,7 @@ fn beyond_its_memory_it_refuses_and_keeps_what_it_has() {
 
 #[test]
 fn idle_entries_go_when_their_timer_ends_and_not_before() {
-    let table = SessionTable::new(1000);
+    let table = SessionTable::new(1000, 1);
     let timers = [
         Timer::TcpSyn,
         Timer::TcpEstablished,
@@ -134,7 +135,7 @@ fn idle_entries_go_when_their_timer_ends_and_not_before() {
 
 #[test]
 fn expired_entries_make_room() {
-    let table = SessionTable::new(100);
+    let table = SessionTable::new(100, 1);
     let fill = |range: std::ops::Range<u32>, now| {
         range
             .filter(|&number| matches!(insert(&table, number, Timer::Icmp, now), Insertion::New(_)))
@@ -147,7 +148,7 @@ fn expired_entries_make_room() {
 
 #[test]
 fn a_bounded_scan_comes_round() {
-    let table = SessionTable::new(1000);
+    let table = SessionTable::new(1000, 1);
     for number in 0..500 {
         insert(&table, number, Timer::Icmp, 0);
     }
@@ -169,7 +170,7 @@ fn a_bounded_scan_comes_round() {
 
 #[test]
 fn overflow_is_counted_exactly() {
-    let table = SessionTable::new(5000);
+    let table = SessionTable::new(5000, 1);
     for number in 0..5400 {
         insert(&table, number, Timer::Icmp, 0);
     }
@@ -191,7 +192,7 @@ fn overflow_is_counted_exactly() {
 fn racing_inserts_make_one_entry() {
     const KEYS: u32 = 20_000;
     const THREADS: usize = 3;
-    let table = SessionTable::new(KEYS as usize + 2000);
+    let table = SessionTable::new(KEYS as usize + 2000, 1);
     let (made, barrier) = (AtomicU64::new(0), Barrier::new(THREADS));
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
@@ -228,7 +229,7 @@ fn racing_inserts_make_one_entry() {
 #[test]
 fn readers_see_whole_entries_while_others_write() {
     const LASTING: u32 = 400;
-    let table = SessionTable::new(1000);
+    let table = SessionTable::new(1000, 1);
     for number in 0..LASTING {
         assert!(matches!(
             insert(&table, number, Timer::TcpEstablished, 0),
@@ -298,7 +299,7 @@ proptest::proptest! {
     /// Against a map: with room for all, the table answers as the map does.
     #[test]
     fn it_answers_like_a_map(steps in proptest::collection::vec((0u32..300, 0u8..8, proptest::bool::ANY), 0..600)) {
-        let table = SessionTable::new(2000);
+        let table = SessionTable::new(2000, 1);
         let mut model = HashMap::new();
         for (number, nic, change) in steps {
             let key = key(number);

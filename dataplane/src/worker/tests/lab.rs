@@ -244,6 +244,7 @@ impl Lab {
                 .collect(),
             algorithm: Algorithm::Hash,
             session_capacity: 4096,
+            workers,
             hash_key: [7; 16],
         });
         let config = EngineConfig {
