@@ -75,6 +75,7 @@ pub(super) fn check(raw: Raw, activated: &Activated) -> Result<Config, ConfigErr
         updelay_ms: raw.updelay.map_or(Ok(DEFAULT_UPDELAY_MS), |given| {
             in_range(given.value, 0u32, 60_000, &given.origin)
         })?,
+        flap_damping: optional_word(raw.flap_damping, OnOff::from_word, OnOff::WORDS)? != Some(OnOff::Off),
         allow_default_route_nic: raw.allow_default_route_nic.unwrap_or(false),
     })
 }

@@ -62,6 +62,7 @@ pub(super) struct Raw {
     pub sessions: Option<Given<i64>>,
     pub frames: Option<Given<i64>>,
     pub updelay: Option<Given<i64>>,
+    pub flap_damping: Option<Given<String>>,
     pub allow_default_route_nic: Option<bool>,
 }
 
@@ -92,6 +93,7 @@ impl Raw {
             sessions: self.sessions.or(below.sessions),
             frames: self.frames.or(below.frames),
             updelay: self.updelay.or(below.updelay),
+            flap_damping: self.flap_damping.or(below.flap_damping),
             allow_default_route_nic: self.allow_default_route_nic.or(below.allow_default_route_nic),
         }
     }

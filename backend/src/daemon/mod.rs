@@ -188,11 +188,14 @@ impl Daemon {
             let _ = balancer.set_link_speed(nic.index(), nic.interface.speed_mbps);
         }
         let engine = Engine::start(&engine_config, Arc::clone(&memory), Arc::clone(&balancer))?;
-        let health_config = HealthConfig {
+        let mut health_config = HealthConfig {
             updelay_ms: config.updelay_ms,
             stall_ms: stall::STALL_MS,
             ..HealthConfig::default()
         };
+        if !config.flap_damping {
+            health_config.flap.suppress = f64::INFINITY;
+        }
         let watched = uplinks::first_watch(&nics)?;
         let health = HealthThread::start(health_config, watched, Arc::clone(&balancer), engine.watcher())
             .context("cannot start the thread that watches the NICs")?;

@@ -302,7 +302,8 @@ impl NicRuntime {
         ))
     }
 
-    fn note(&mut self, cause: String) {
+    /// Something of it has changed.
+    pub(super) fn note(&mut self, cause: String) {
         self.note_at(Instant::now(), self.alive, cause);
     }
 

@@ -195,6 +195,7 @@ impl Daemon {
         let Some(nic) = self.nic_at(index) else { return };
         if matches!(nic.phase, Phase::Driven | Phase::Joining { .. }) {
             nic.phase = Phase::Vanished { close_at };
+            nic.note("vanished".to_owned());
             let id = nic.id().to_owned();
             warn!(
                 nic = id,
