@@ -314,7 +314,10 @@ impl Daemon {
         loop {
             let due = [self.turn_uplinks(), self.tell_listeners(), self.watch_stalls()];
             let next = due.into_iter().flatten().fold(next_housekeeping, Instant::min);
-            let timeout = next.saturating_duration_since(Instant::now());
+            let timeout = match self.may_publish() {
+                true => Duration::ZERO,
+                false => next.saturating_duration_since(Instant::now()),
+            };
             for source in self.events.wait(timeout).context("cannot wait for events")? {
                 match source {
                     Source::Signals => {
@@ -359,7 +362,7 @@ impl Daemon {
             }
             // One publication at a time: a front-end that changes its rings without end costs the workers, and so the other
             // guests, one reload a turn at most.
-            if self.unpublished && self.engine.settled() == self.generation {
+            if self.may_publish() {
                 self.publish();
             }
             if self.ports.iter().all(PortRuntime::is_finished) {
@@ -442,6 +445,10 @@ impl Daemon {
         } else {
             port.state.settle_mac();
         }
+    }
+
+    fn may_publish(&self) -> bool {
+        self.unpublished && self.engine.settled() == self.generation
     }
 
     fn publish(&mut self) {

@@ -101,7 +101,7 @@ impl StallWatch {
 }
 
 impl Daemon {
-    /// Looks for NICs that send nothing; returns when to come back.
+    /// Looks for NICs that send nothing, and has the balancer work out its figures; returns when to come back.
     pub(super) fn watch_stalls(&mut self) -> Option<Instant> {
         if self.nics.is_empty() {
             return None;
@@ -111,6 +111,7 @@ impl Daemon {
             return Some(self.stalls.next);
         }
         self.stalls.next = now + LOOK_EVERY;
+        self.balancer.tick(self.engine.now());
         let mut owed = false;
         for nic in &self.nics {
             let (Phase::Driven, Some(drive)) = (&nic.phase, &nic.drive) else {

@@ -19,6 +19,7 @@ impl Context {
         if serviced.refused > 0 {
             let drops = &nic.counters.of(self.index).drops;
             drops.add(DropReason::NicRefused, serviced.refused);
+            self.balancer.record_refused(nic.index, serviced.refused);
         }
         if serviced.suspect && !nic.suspect.swap(true, Ordering::AcqRel) {
             self.shared.suspect();
