@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
-use vnic_dataplane::counters::PerWorker;
 use vnic_dataplane::engine::{Engine, EngineConfig, Poll, SleepIn};
 use vnic_dataplane::fabric::{self, Nic, NicQueue, NicState, PortState, QueuePair};
 use vnic_dataplane::memory::frames::FrameMemory;
@@ -337,12 +336,7 @@ fn nic(index: u8, memory: &Arc<FrameMemory>) -> Arc<Nic> {
     let (rx, ..) = memory::pair(index, memory, 1);
     let tx = SinkTx::new(index, memory, NIC_DEPTH);
     Arc::new(Nic {
-        state: Arc::new(NicState {
-            index,
-            id: format!("nic{index}"),
-            counters: PerWorker::new(1),
-            mtu: 1500.into(),
-        }),
+        state: Arc::new(NicState::new(index, format!("nic{index}"), 1, 1500)),
         mac: Mac([0x02, 0, 0, 0, 0x77, index]),
         queues: Box::new([NicQueue::new(Box::new(rx), Box::new(tx))]),
         group: None,

@@ -13,6 +13,8 @@ pub mod port;
 pub mod suite;
 pub mod verify;
 
+pub mod failover;
+
 /// The beginning of an Ethernet frame with IPv4 and UDP headers, 60 bytes; `flow` chooses the source address and port.
 #[must_use]
 pub fn udp_frame(flow: u32) -> [u8; 60] {

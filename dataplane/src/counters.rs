@@ -99,6 +99,8 @@ drop_reasons! {
     NoNicAlive = "no_nic_alive",
     /// The destination NIC's TX ring was full.
     NicRingFull = "nic_ring_full",
+    /// The destination NIC's kernel side dropped it, for want of a carrier or of room, and the NIC stayed alive.
+    NicRefused = "nic_refused",
     /// The destination port has no running, enabled RX ring.
     PortNotReady = "port_not_ready",
     /// The destination guest offered no receive buffer.
@@ -159,6 +161,8 @@ pub struct PortCounters {
 pub struct NicCounters {
     /// Frames from or to this NIC that were dropped.
     pub drops: DropCounters,
+    /// Copies of frames in flight that left by another NIC when this one was lost.
+    pub redriven: Counter,
 }
 
 /// One worker's counters of itself.

@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::eventfd::{EfdFlags, EventFd as WaitFd};
 use nix::unistd::Pid;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vnic_lb::balancer::Balancer;
@@ -75,6 +76,8 @@ pub(crate) struct SharedState {
     events: ArrayQueue<Event>,
     /// Wakes the control thread: an acknowledgement or an event.
     notify: EventFd,
+    /// Wakes whoever watches the NICs' links: the kernel refuses frames.
+    suspect: Arc<WaitFd>,
 }
 
 impl SharedState {
@@ -88,10 +91,21 @@ impl SharedState {
         }
     }
 
+    pub(crate) fn wake_all(&self) {
+        for wake in &self.wake {
+            let _ = wake.write(1);
+        }
+    }
+
     pub(crate) fn acknowledge(&self, worker: usize, generation: u64) {
         // Release: whoever reads this also sees everything the worker did with the older fabric.
         self.seen[worker].store(generation, Ordering::Release);
         let _ = self.notify.write(1);
+    }
+
+    /// A NIC's [`crate::fabric::NicState::suspect`] was set.
+    pub(crate) fn suspect(&self) {
+        let _ = self.suspect.write(1);
     }
 
     pub(crate) fn report(&self, event: Event) {
@@ -181,6 +195,11 @@ impl Engine {
             seen: (0..workers).map(|_| CachePadded::default()).collect(),
             events: ArrayQueue::new(EVENTS),
             notify: eventfd()?,
+            suspect: {
+                let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+                let made = WaitFd::from_flags(flags);
+                Arc::new(made.map_err(|errno| EngineError::EventFd(errno.into()))?)
+            },
         });
         let mut engine = Engine {
             shared,
@@ -257,9 +276,13 @@ impl Engine {
 
     /// Has every worker look at all its queues.
     pub fn wake(&self) {
-        for wake in &self.shared.wake {
-            let _ = wake.write(1);
-        }
+        self.shared.wake_all();
+    }
+
+    /// What another thread needs to watch the NICs for the workers.
+    #[must_use]
+    pub fn watcher(&self) -> Watcher {
+        Watcher(Arc::clone(&self.shared))
     }
 
     /// The newest generation that every worker has picked up: nobody uses anything that only older ones held.
@@ -300,6 +323,46 @@ impl Engine {
     #[must_use]
     pub fn worker_counters(&self) -> &PerWorker<WorkerCounters> {
         &self.shared.counters
+    }
+}
+
+/// The workers as a thread sees them that watches the NICs' links.
+#[derive(Clone)]
+pub struct Watcher(Arc<SharedState>);
+
+impl Watcher {
+    /// Readable when a NIC's [`crate::fabric::NicState::suspect`] was set; to be read, and written to wake the watcher for other
+    /// reasons.
+    #[must_use]
+    pub fn suspect(&self) -> Arc<WaitFd> {
+        Arc::clone(&self.0.suspect)
+    }
+
+    /// Has every worker look at all its queues, for frames of a NIC that was lost.
+    pub fn wake_workers(&self) {
+        self.0.wake_all();
+    }
+
+    /// Turns of all workers that moved a frame: no frame is lost while they stand still.
+    #[must_use]
+    pub fn busy_turns(&self) -> u64 {
+        self.0.counters.sum(|worker| worker.busy_turns.get())
+    }
+
+    /// The time as the workers tell it to the balancer.
+    #[must_use]
+    pub fn now(&self) -> Millis {
+        self.0.now().millis
+    }
+
+    /// Has the calling thread run before every ordinary one, so that it keeps its pace when all cores are busy. It must sleep most of
+    /// the time.
+    ///
+    /// # Errors
+    ///
+    /// EPERM without CAP_SYS_NICE or a limit (`ulimit -r`) that allows it.
+    pub fn run_first(&self) -> io::Result<()> {
+        crate::xsk::run_first()
     }
 }
 

@@ -203,6 +203,62 @@ fn a_burst_longer_than_the_ring_is_sent_in_order() {
 }
 
 #[test]
+fn what_a_nic_without_carrier_refuses_and_holds_can_be_sent_again() {
+    in_namespace(1, || {
+        let mut rig = Rig::new(AttachMode::Native);
+        let bytes = |number: u8| {
+            // One in three has several segments.
+            let mut bytes = frame(FAR, GUEST, if number.is_multiple_of(3) { 5000 } else { 100 });
+            bytes[20] = number;
+            bytes
+        };
+        for device in [NIC, PEER] {
+            ip(&["link", "set", device, "mtu", "9000"]);
+        }
+        let mut copies = Vec::new();
+        let mut next = 0;
+        // Positions differ each time: the rings wrap, and in the end a loss comes while others are in flight.
+        for round in 0..30 {
+            let mut frames = (0..round % 5).map(|_| rig.frame_of(&bytes(200))).collect();
+            rig.send(&mut frames);
+            ip(&["link", "set", PEER, "down"]);
+            let count = 1 + round % 7;
+            let mut frames: VecDeque<Frame> = (0..count).map(|n| rig.frame_of(&bytes(next + n))).collect();
+            assert_eq!(rig.tx.send(&mut frames), usize::from(count));
+            // Each kick has the kernel drop a frame; the rest is on the ring when the loss is found out.
+            for _ in 0..round % 3 {
+                rig.tx.flush();
+                rig.tx.copy_refused(&mut rig.chunks, &mut copies);
+                rig.tx.reap(&mut rig.chunks);
+            }
+            rig.tx.flush();
+            rig.tx.copy_refused(&mut rig.chunks, &mut copies);
+            rig.tx.copy_in_flight(&mut rig.chunks, &mut copies);
+            rig.tx.copy_in_flight(&mut rig.chunks, &mut copies);
+            // Emptied, so that nothing of it is sent once the carrier is back.
+            until("an empty ring", || {
+                rig.tx.flush();
+                rig.tx.copy_refused(&mut rig.chunks, &mut copies);
+                rig.tx.reap(&mut rig.chunks);
+                (rig.tx.in_flight() == 0).then_some(())
+            });
+            assert_eq!(copies.len(), usize::from(count), "round {round}");
+            for copy in copies.drain(..) {
+                assert!(rig.bytes_of(copy) == bytes(next), "round {round}, frame {next}");
+                next += 1;
+            }
+            ip(&["link", "set", PEER, "up"]);
+            until("the carrier", || {
+                let link = ip(&["link", "show", NIC]);
+                (link.contains("LOWER_UP") && link.contains("state UP")).then_some(())
+            });
+        }
+        assert!(rig.tx.counters().kick_errors > 30);
+        rig.finish();
+    });
+}
+
+#[test]
 fn only_frames_to_guests_are_taken() {
     in_namespace(1, || {
         let mut rig = Rig::new(AttachMode::Auto);

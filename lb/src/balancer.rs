@@ -130,6 +130,8 @@ pub struct Balancer {
     alive: AliveSet,
     /// Whether `adaptive` is in force, so that bursts are measured.
     measuring: AtomicBool,
+    /// NICs that have been alive: one that is alive again is in slow start, those of the start are not.
+    seen: AtomicU32,
     /// NICs in slow start, and since when.
     warming: AtomicU32,
     returned: [AtomicU32; MAX_NICS],
@@ -157,6 +159,7 @@ impl Balancer {
         Arc::new(Balancer {
             alive: AliveSet::default(),
             measuring: AtomicBool::new(config.algorithm == Algorithm::Adaptive),
+            seen: AtomicU32::new(0),
             warming: AtomicU32::new(0),
             returned: Default::default(),
             plan: ArcSwap::from_pointee(plan),

@@ -144,14 +144,14 @@ fn what_happens_to_a_running_nic_is_told_and_survived() -> Result<()> {
         report["concerns"][0]
             .as_str()
             .unwrap_or_default()
-            .contains("restart vnicd"),
+            .contains("taken up again when it is back"),
         "{report}"
     );
     assert!(daemon.nic_is_alive("up1")?);
     let log = daemon.log_tail(200);
     for words in [
         "br0 now has the guest's address",
-        "NIC lost for good",
+        "its interface is gone",
         "enslaved to br0",
         "too_long",
     ] {
@@ -172,6 +172,180 @@ fn what_happens_to_a_running_nic_is_told_and_survived() -> Result<()> {
     let after = turns(daemon)?;
     // A sleep lasts up to 100 ms, so that 20 or so make two seconds; one that ends at once makes tens of thousands.
     assert!(after.1 - before.1 < 2000, "{before:?} {after:?}");
+    Ok(())
+}
+
+/// Waits until a NIC is alive, or not.
+fn wait_alive(daemon: &mut Daemon, nic: &str, alive: bool) -> Result<()> {
+    wait_for(
+        &format!("alive={alive} of {nic}"),
+        Duration::from_secs(15),
+        Duration::from_millis(20),
+        || {
+            daemon.process().must_run()?;
+            Ok((daemon.nic_is_alive(nic)? == alive).then_some(()))
+        },
+    )
+}
+
+/// Waits until the fill rings of so many NIC queues are full and nothing else is out: every chunk of closed sockets is back.
+fn chunks_are_back(daemon: &Daemon, queues: u64) -> Result<()> {
+    wait_for(
+        "every chunk in its place",
+        Duration::from_secs(20),
+        Duration::from_millis(20),
+        || {
+            let memory = &daemon.query("stats")?["frame_memory"];
+            let count = |state: &str| memory[state].as_u64();
+            let there = [count("fill"), count("tx"), count("quarantined")];
+            Ok((there == [Some(2048 * queues), Some(0), Some(0)]).then_some(()))
+        },
+    )
+}
+
+/// What `vnic` says when it fails.
+fn refused(daemon: &Daemon, arguments: &[&str]) -> String {
+    match daemon.vnic(arguments) {
+        Ok(output) => panic!("{arguments:?} was not refused: {output}"),
+        Err(error) => format!("{error:#}"),
+    }
+}
+
+#[test]
+fn a_nic_that_vanished_is_driven_again_when_it_is_back() -> Result<()> {
+    let host = Host::new()?;
+    let mut daemon = host.start(&["up0", "up1"])?;
+    let daemon = &mut daemon;
+    for round in 0..3 {
+        host.host.ip(&["link", "del", "up0"])?;
+        wait_alive(daemon, "up0", false)?;
+        wait_for(
+            "up0 to be given up",
+            Duration::from_secs(15),
+            Duration::from_millis(20),
+            || Ok((daemon.nic("up0")?["present"] == false).then_some(())),
+        )?;
+        if round == 1 {
+            // Something else has its name at first, which cannot be driven.
+            host.host.ip(&["link", "add", "up0", "type", "bridge"])?;
+            wait_for(
+                "the reason why a bridge cannot be driven",
+                Duration::from_secs(15),
+                Duration::from_millis(20),
+                || {
+                    Ok(daemon.nic("up0")?["concerns"]
+                        .to_string()
+                        .contains("bridge")
+                        .then_some(()))
+                },
+            )?;
+            host.host.ip(&["link", "del", "up0"])?;
+        }
+        host.host.add_veth("up0", &host.far, "far0", 1)?;
+        wait_alive(daemon, "up0", true)?;
+        let report = daemon.nic("up0")?;
+        assert_eq!(report["concerns"], Value::Array(Vec::new()), "{report}");
+        let link = host.host.ip(&["link", "show", "up0"])?;
+        assert!(link.contains("xdp"), "{link}");
+    }
+    chunks_are_back(daemon, 2)?;
+    let events = daemon.vnic(&["events"])?;
+    assert_eq!(
+        events.matches("up0  returned: its interface is back").count(),
+        3,
+        "{events}"
+    );
+    assert_eq!(events.matches("up0  link: vanished").count(), 3, "{events}");
+    Ok(())
+}
+
+#[test]
+fn nics_are_added_weighed_drained_and_removed_at_run_time() -> Result<()> {
+    let host = Host::new()?;
+    let nics = ["up0".to_owned()];
+    let mut options = DaemonOptions::new(&[("a", GUEST)], &nics, 2);
+    options.arguments.extend(["--topology", "lag"].map(str::to_owned));
+    let mut daemon = Daemon::start(&host.host, host.folder.path(), &options)?;
+    let daemon = &mut daemon;
+    for round in 0..2 {
+        let added = daemon.vnic(&["nic", "add", "up1,id=right,weight=3"])?;
+        assert!(
+            added.contains("NIC right added: interface up1, 1 queues"),
+            "{added}"
+        );
+        wait_alive(daemon, "right", true)?;
+        let report = daemon.nic("right")?;
+        assert_eq!((&report["weight"], &report["ifname"]), (&3.into(), &"up1".into()));
+        assert!(host.host.ip(&["link", "show", "up1"])?.contains("xdp"));
+
+        let set = daemon.vnic(&["nic", "set", "right", "weight=5", "--json"])?;
+        let set: Value = serde_json::from_str(&set)?;
+        assert_eq!((&set["weight"], &set["before"]), (&5.into(), &3.into()));
+        daemon.vnic(&["nic", "drain", "up0"])?;
+        assert_eq!(daemon.nic("up0")?["drained"], true);
+        let flow = ["explain", "tcp", "10.0.0.1:80", "10.0.0.2:40000", "--json"];
+        let explained: Value = serde_json::from_str(&daemon.vnic(&flow)?)?;
+        assert_eq!(explained["choice"], "right", "{explained}");
+        daemon.vnic(&["nic", "undrain", "up0"])?;
+
+        let removed = daemon.vnic(&["nic", "remove", "right"])?;
+        assert!(removed.contains("NIC right removed"), "{removed}");
+        assert!(
+            !host.host.ip(&["link", "show", "up1"])?.contains("xdp"),
+            "round {round}"
+        );
+        assert!(daemon.nic("right").is_err());
+        chunks_are_back(daemon, 1)?;
+    }
+    let set = daemon.vnic(&["lb", "set", "least_conn"])?;
+    assert!(set.contains("by least_conn (before: hash)"), "{set}");
+    assert_eq!(daemon.query("status")?["lb"], "least_conn");
+
+    for (arguments, words) in [
+        (&["nic", "add", "up0,id=other"][..], "the daemon has it already"),
+        (&["nic", "add", "up1,id=up0"], "give the new one another `id=`"),
+        (&["nic", "add", "nosuch0"], "there is no such interface"),
+        (&["nic", "add", "up1,weight=x"], "is not a whole number"),
+        (&["nic", "add", "lo"], "loopback"),
+        (
+            &["nic", "remove", "right"],
+            "there is no NIC `right`: those that there are: up0",
+        ),
+        (&["nic", "drain", "up0"], "no NIC would be left"),
+        (&["nic", "set", "up0", "weight=0"], "no NIC would be left"),
+        (&["nic", "set", "up0", "weight=10001"], "give 0 to 10000"),
+        (&["lb", "set", "dice"], "hash, least_conn, weighted or adaptive"),
+        (&["explain", "tcp", "10.0.0.1", "10.0.0.2"], "ADDRESS:PORT"),
+    ] {
+        let said = refused(daemon, arguments);
+        assert!(said.contains(words), "`{words}` in: {said}");
+    }
+    // What failed left nothing behind.
+    assert!(!host.host.ip(&["link", "show", "up1"])?.contains("xdp"));
+    chunks_are_back(daemon, 1)?;
+
+    let events: Vec<String> = daemon
+        .vnic(&["events", "--json"])?
+        .lines()
+        .map(|line| -> Result<String> {
+            let event: Value = serde_json::from_str(line)?;
+            Ok(format!(
+                "{} {}",
+                event["nic"].as_str().unwrap_or("-"),
+                event["kind"].as_str().unwrap_or("")
+            ))
+        })
+        .collect::<Result<_>>()?;
+    let once = [
+        "right added",
+        "right alive",
+        "right weight",
+        "up0 drained",
+        "up0 undrained",
+        "right removed",
+    ];
+    let expected: Vec<&str> = once.iter().chain(&once).copied().chain(["- algorithm"]).collect();
+    assert_eq!(events, expected);
     Ok(())
 }
 

@@ -252,6 +252,19 @@ pub fn open_tap(name: &str) -> io::Result<File> {
     Ok(file)
 }
 
+/// Gives a TAP device a carrier or takes it away, as a cable does.
+///
+/// # Errors
+/// Those of TUNSETCARRIER (Linux 5.0).
+pub fn set_tap_carrier(tap: &File, up: bool) -> io::Result<()> {
+    /// `TUNSETCARRIER` of linux/if_tun.h: `_IOW('T', 226, int)`.
+    const TUNSETCARRIER: libc::Ioctl = 0x4004_54e2;
+    let carrier = libc::c_int::from(up);
+    // SAFETY: the kernel reads one int, which lives across the call.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETCARRIER, &raw const carrier) })?;
+    Ok(())
+}
+
 /// Asks for the link state of interfaces in the network namespace in which it was opened.
 pub struct LinkProbe {
     socket: OwnedFd,

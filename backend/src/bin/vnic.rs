@@ -10,9 +10,10 @@ use vnic_backend::config::DEFAULT_CONTROL;
 use vnic_backend::control::client::Client;
 use vnic_backend::control::protocol::{DEFAULT_SESSION_LIMIT, Request};
 use vnic_backend::control::render;
+use vnic_backend::control::report::EventsReport;
 use vnic_backend::doctor;
 
-/// Shows what a running vnicd does.
+/// Shows what a running vnicd does, and changes it.
 #[derive(Parser)]
 #[command(
     name = "vnic",
@@ -47,6 +48,33 @@ enum Command {
     Nics(Output),
     /// Ports: state, MAC, queue pairs, memory, socket, negotiated features
     Ports(Output),
+    /// What happened to the NICs, oldest first: lost and alive again, with the cause, and what operators changed
+    Events {
+        /// Go on with what happens from now on, until interrupted
+        #[arg(long, short)]
+        follow: bool,
+        /// Print each event as one line of JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Which NIC a session leaves by, or a new one would, and why
+    #[command(
+        after_help = "Examples:\n  vnic explain tcp 10.0.0.1:80 10.0.0.2:40000\n  vnic explain 'udp [fe80::1]:53 <-> \
+                            [fe80::2]:999 vlan 100'\n  vnic explain icmp 10.0.0.1 10.0.0.2 id 7"
+    )]
+    Explain {
+        /// The flow, as `vnic sessions` shows it; arrows may be left out
+        #[arg(value_name = "FLOW", required = true)]
+        flow: Vec<String>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// How new sessions are placed
+    #[command(subcommand)]
+    Lb(LbCommand),
+    /// Add, remove, weigh and drain NICs
+    #[command(subcommand)]
+    Nic(NicCommand),
     /// Examine this host and its NICs before vnicd uses them; needs no running daemon and changes nothing
     ///
     /// Every finding is ok, a note, a warning (vnicd runs, but slower than it could, or something will surprise) or a problem
@@ -65,6 +93,84 @@ enum Command {
     },
 }
 
+#[derive(Subcommand)]
+enum LbCommand {
+    /// Place new sessions by another algorithm: hash, least_conn, weighted or adaptive; sessions that exist stay
+    Set {
+        /// The algorithm
+        #[arg(value_name = "ALGORITHM")]
+        algorithm: String,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Subcommand)]
+enum NicCommand {
+    /// Drive one more NIC: IF[,id=ID][,queues=N][,weight=W]..., as with vnicd --nic
+    Add {
+        /// The interface, and options
+        #[arg(value_name = "IF[,OPTIONS]")]
+        nic: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Give a NIC back to the host; its sessions go on by the others, at once
+    ///
+    /// `vnic nic drain NIC` before lets them end where they are.
+    Remove {
+        /// Its id
+        #[arg(value_name = "NIC")]
+        nic: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Change a NIC's share of new sessions; sessions that exist stay
+    Set {
+        /// Its id
+        #[arg(value_name = "NIC")]
+        nic: String,
+        /// weight=W, 0 to 10000, or weight=auto for what the algorithm gives it
+        #[arg(value_name = "weight=W", value_parser = weight)]
+        setting: Weight,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Have a NIC take no new sessions; tells how many are left
+    Drain {
+        /// Its id
+        #[arg(value_name = "NIC")]
+        nic: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Have a drained NIC take new sessions again
+    Undrain {
+        /// Its id
+        #[arg(value_name = "NIC")]
+        nic: String,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// `weight=W`; `None`: the algorithm's own.
+#[derive(Clone, Copy)]
+struct Weight(Option<u32>);
+
+fn weight(text: &str) -> Result<Weight, String> {
+    match text.strip_prefix("weight=") {
+        Some("auto") => Ok(Weight(None)),
+        Some(digits) => {
+            let weight = digits.parse();
+            weight
+                .map(|weight| Weight(Some(weight)))
+                .map_err(|_| format!("`{digits}` is not a whole number of 0 to 10000, nor `auto`"))
+        }
+        None => Err("write weight=W, such as weight=5".to_owned()),
+    }
+}
+
 #[derive(Args, Clone, Copy)]
 struct Output {
     /// Print the report as JSON, as docs/control-protocol.md describes it
@@ -77,6 +183,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match &cli.command {
         Command::Doctor { nics, json } => return examine(nics, *json),
+        Command::Events { follow, json } => events(&cli.control, *follow, *json),
         asked => ask(&cli.control, asked),
     };
     match outcome {
@@ -135,7 +242,82 @@ fn ask(control: &Path, command: &Command) -> anyhow::Result<String> {
         ),
         Command::Nics(output) => show(&mut client, &Request::Nics, *output, render::nics),
         Command::Ports(output) => show(&mut client, &Request::Ports, *output, render::ports),
-        Command::Doctor { .. } => anyhow::bail!("the doctor asks no daemon"),
+        Command::Explain { flow, output } => show(
+            &mut client,
+            &Request::Explain { flow: flow.join(" ") },
+            *output,
+            render::explain,
+        ),
+        Command::Lb(LbCommand::Set { algorithm, output }) => {
+            let algorithm = algorithm.clone();
+            show(
+                &mut client,
+                &Request::LbSet { algorithm },
+                *output,
+                render::algorithm,
+            )
+        }
+        Command::Nic(command) => change_nic(&mut client, command),
+        Command::Doctor { .. } | Command::Events { .. } => anyhow::bail!("this is not one question"),
+    }
+}
+
+fn change_nic(client: &mut Client, command: &NicCommand) -> anyhow::Result<String> {
+    match command {
+        NicCommand::Add { nic, output } => show(
+            client,
+            &Request::NicAdd { nic: nic.clone() },
+            *output,
+            render::nic_added,
+        ),
+        NicCommand::Remove { nic, output } => {
+            let request = Request::NicRemove { nic: nic.clone() };
+            show(client, &request, *output, render::nic_removed)
+        }
+        NicCommand::Set {
+            nic,
+            setting: Weight(weight),
+            output,
+        } => {
+            let request = Request::NicSet {
+                nic: nic.clone(),
+                weight: *weight,
+            };
+            show(client, &request, *output, render::nic_weight)
+        }
+        NicCommand::Drain { nic, output } => {
+            let request = Request::NicDrain { nic: nic.clone() };
+            show(client, &request, *output, render::nic_drained)
+        }
+        NicCommand::Undrain { nic, output } => {
+            let request = Request::NicUndrain { nic: nic.clone() };
+            show(client, &request, *output, render::nic_undrained)
+        }
+    }
+}
+
+/// Prints events as they come; the text that is left is empty.
+fn events(control: &Path, follow: bool, json: bool) -> anyhow::Result<String> {
+    let mut client = Client::connect(control)?;
+    let mut after = 0;
+    loop {
+        // Shorter than the client's patience.
+        let wait_s = if follow { 5 } else { 0 };
+        let report: EventsReport = client.report(&Request::Events { after, wait_s })?;
+        for event in &report.events {
+            let line = match json {
+                true => serde_json::to_string(event)?,
+                false => render::event(event),
+            };
+            match writeln!(io::stdout().lock(), "{line}") {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(String::new()),
+                other => other?,
+            }
+        }
+        if !follow {
+            return Ok(String::new());
+        }
+        after = report.last;
     }
 }
 

@@ -10,8 +10,9 @@ use super::activation;
 use super::error::ConfigError;
 use super::raw::{Given, Raw, RawNic, RawPort};
 use super::{
-    Algorithm, AttachMode, Config, DEFAULT_CONTROL, DEFAULT_SESSIONS, DEFAULT_STATE_DIR, Endpoint, MAX_PORTS,
-    MAX_QUEUE_PAIRS, MAX_WORKERS, NicConfig, OnOff, PollMode, PortConfig, SleepMode, Topology, ZeroCopy,
+    Algorithm, AttachMode, Config, DEFAULT_CONTROL, DEFAULT_SESSIONS, DEFAULT_STATE_DIR, DEFAULT_UPDELAY_MS,
+    Endpoint, MAX_PORTS, MAX_QUEUE_PAIRS, MAX_WORKERS, NicConfig, OnOff, PollMode, PortConfig, SleepMode,
+    Topology, ZeroCopy,
 };
 use crate::host::activation::Activated;
 
@@ -22,7 +23,8 @@ const MAX_IFNAME: usize = 15;
 const MAX_NAME: usize = 32;
 /// More queues than any NIC has; what the interface itself has is checked against it later.
 const MAX_NIC_QUEUES: u32 = 256;
-const MAX_WEIGHT: u32 = 10_000;
+/// Largest weight of a NIC.
+pub const MAX_WEIGHT: u32 = 10_000;
 /// Highest CPU number accepted (the kernel's CPU_SETSIZE).
 const MAX_CPUS: usize = 1024;
 
@@ -73,6 +75,10 @@ pub(super) fn check(raw: Raw, activated: &Activated) -> Result<Config, ConfigErr
             .frames
             .map(|given| in_range(given.value, 1024u32, 1 << 22, &given.origin))
             .transpose()?,
+        updelay_ms: raw.updelay.map_or(Ok(DEFAULT_UPDELAY_MS), |given| {
+            in_range(given.value, 0u32, 60_000, &given.origin)
+        })?,
+        flap_damping: optional_word(raw.flap_damping, OnOff::from_word, OnOff::WORDS)? != Some(OnOff::Off),
         allow_default_route_nic: raw.allow_default_route_nic.unwrap_or(false),
     })
 }
@@ -266,7 +272,7 @@ fn nics(listed: &[RawNic]) -> Result<Vec<NicConfig>, ConfigError> {
     Ok(nics)
 }
 
-fn nic(raw: &RawNic) -> Result<NicConfig, ConfigError> {
+pub(super) fn nic(raw: &RawNic) -> Result<NicConfig, ConfigError> {
     let origin = &raw.origin;
     let ifname = raw.ifname.clone().ok_or_else(|| ConfigError::MissingKey {
         origin: origin.clone(),

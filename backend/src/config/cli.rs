@@ -86,6 +86,18 @@ pub(super) struct Cli {
     #[arg(long, value_name = "ALGORITHM", help_heading = "NICs")]
     pub lb: Option<String>,
 
+    /// Milliseconds that a carrier must last before its NIC takes sessions again, 0 to 60000 [default: 200]
+    ///
+    /// A switch's port is up before it forwards. Not waited for when no other NIC is alive. Example: --updelay 2000
+    #[arg(long, value_name = "MS", allow_hyphen_values = true, help_heading = "NICs")]
+    pub updelay: Option<i64>,
+
+    /// Whether a NIC whose carrier comes and goes is left out until it is quiet, for 20 s at most: on or off [default: on]
+    ///
+    /// The third loss within some seconds leaves it out. Example: --flap-damping off
+    #[arg(long, value_name = "ON|OFF", help_heading = "NICs")]
+    pub flap_damping: Option<String>,
+
     /// Drive the NIC of the host's default route, which is refused otherwise
     #[arg(long, help_heading = "NICs")]
     pub allow_default_route_nic: bool,
@@ -184,6 +196,8 @@ impl Cli {
             ring_dir: given(self.ring_dir, "--ring-dir"),
             sessions: given(self.sessions, "--sessions"),
             frames: given(self.frames, "--frames"),
+            updelay: given(self.updelay, "--updelay"),
+            flap_damping: given(self.flap_damping, "--flap-damping"),
             allow_default_route_nic: self.allow_default_route_nic.then_some(true),
         })
     }

@@ -25,6 +25,8 @@ struct File {
     ring_dir: Option<PathBuf>,
     sessions: Option<i64>,
     frames: Option<i64>,
+    updelay: Option<i64>,
+    flap_damping: Option<String>,
     allow_default_route_nic: Option<bool>,
 }
 
@@ -117,6 +119,10 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Raw, ConfigError> {
         ring_dir: file.ring_dir.map(|value| Given::new(value, name("ring-dir"))),
         sessions: file.sessions.map(|value| Given::new(value, name("sessions"))),
         frames: file.frames.map(|value| Given::new(value, name("frames"))),
+        updelay: file.updelay.map(|value| Given::new(value, name("updelay"))),
+        flap_damping: file
+            .flap_damping
+            .map(|value| Given::new(value, name("flap-damping"))),
         allow_default_route_nic: file.allow_default_route_nic,
     })
 }

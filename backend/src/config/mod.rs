@@ -28,6 +28,7 @@ use vnic_dataplane::fabric::VlanMode;
 use vnic_lb::mac::Mac;
 
 use crate::host::activation::{Activated, ActivationError};
+pub use check::MAX_WEIGHT;
 pub use error::ConfigError;
 
 /// Where the control socket is unless `--control` says otherwise.
@@ -36,6 +37,8 @@ pub const DEFAULT_CONTROL: &str = "/run/vnic/control.sock";
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/vnic";
 /// Sessions that the table holds unless `--sessions` says otherwise (about 21 MiB).
 pub const DEFAULT_SESSIONS: usize = 262_144;
+/// Milliseconds that a carrier must last unless `--updelay` says otherwise: switches' ports are up before they forward.
+pub const DEFAULT_UPDELAY_MS: u32 = 200;
 /// Most queue pairs of a port, and what a port offers unless `queues=` says otherwise.
 pub const MAX_QUEUE_PAIRS: u16 = 8;
 /// Most ports of one daemon.
@@ -72,6 +75,10 @@ pub struct Config {
     pub sessions: usize,
     /// Chunks (4096 bytes) of frame memory; `None`: the daemon computes what its rings need.
     pub frames: Option<u32>,
+    /// How long a carrier must last before its NIC is alive again, in milliseconds.
+    pub updelay_ms: u32,
+    /// Leave a NIC out for a while whose carrier comes and goes.
+    pub flap_damping: bool,
     /// Drive even the NIC that carries the host's default route.
     pub allow_default_route_nic: bool,
 }
@@ -119,6 +126,15 @@ pub struct NicConfig {
     pub weight: Option<u32>,
     /// Set the interface's number of channels to `queues` while the daemon runs; only with `queues`.
     pub set_channels: bool,
+}
+
+/// The NIC that a text like the value of `--nic` describes, checked but for what the host says about it.
+///
+/// # Errors
+///
+/// What `--nic` would have been refused for.
+pub fn nic_of(text: &str) -> Result<NicConfig, ConfigError> {
+    options::nic(text).and_then(|raw| check::nic(&raw))
 }
 
 /// A setting with a fixed list of words, the same on the command line and in the file.

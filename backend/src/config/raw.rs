@@ -63,6 +63,8 @@ pub(super) struct Raw {
     pub ring_dir: Option<Given<PathBuf>>,
     pub sessions: Option<Given<i64>>,
     pub frames: Option<Given<i64>>,
+    pub updelay: Option<Given<i64>>,
+    pub flap_damping: Option<Given<String>>,
     pub allow_default_route_nic: Option<bool>,
 }
 
@@ -94,6 +96,8 @@ impl Raw {
             ring_dir: self.ring_dir.or(below.ring_dir),
             sessions: self.sessions.or(below.sessions),
             frames: self.frames.or(below.frames),
+            updelay: self.updelay.or(below.updelay),
+            flap_damping: self.flap_damping.or(below.flap_damping),
             allow_default_route_nic: self.allow_default_route_nic.or(below.allow_default_route_nic),
         }
     }

@@ -2,6 +2,7 @@
 //! docs/control-protocol.md.
 
 pub mod client;
+pub mod flow;
 pub mod protocol;
 pub mod render;
 pub mod report;

@@ -7,6 +7,8 @@ use super::report::SessionReport;
 
 /// Longest request line in bytes, without its end.
 pub const MAX_LINE: usize = 64 * 1024;
+/// Longest wait of `events` in seconds.
+pub const MAX_WAIT_S: u64 = 60;
 /// Sessions listed unless `limit` says otherwise.
 pub const DEFAULT_SESSION_LIMIT: usize = 1000;
 
@@ -26,6 +28,50 @@ pub enum Request {
     Nics,
     /// [`super::report::PortsReport`]
     Ports,
+    /// [`super::report::EventsReport`]
+    Events {
+        /// Only those with a higher number.
+        after: u64,
+        /// How long to wait for one if there is none, in seconds, at most [`MAX_WAIT_S`].
+        wait_s: u64,
+    },
+    /// [`super::report::ExplainReport`]
+    Explain {
+        /// A flow as [`super::flow`] reads it.
+        flow: String,
+    },
+    /// [`super::report::AlgorithmReport`]
+    LbSet {
+        /// The word for it.
+        algorithm: String,
+    },
+    /// [`super::report::NicAddedReport`]
+    NicAdd {
+        /// As `--nic` of vnicd has it: `IF[,id=ID]...`.
+        nic: String,
+    },
+    /// [`super::report::NicSessionsReport`]
+    NicRemove {
+        /// Its id.
+        nic: String,
+    },
+    /// [`super::report::NicWeightReport`]
+    NicSet {
+        /// Its id.
+        nic: String,
+        /// Relative share of new sessions; `null`: the algorithm's own.
+        weight: Option<u32>,
+    },
+    /// [`super::report::NicSessionsReport`]
+    NicDrain {
+        /// Its id.
+        nic: String,
+    },
+    /// [`super::report::NicSessionsReport`]
+    NicUndrain {
+        /// Its id.
+        nic: String,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -45,6 +91,40 @@ struct SessionsParams {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct EventsParams {
+    #[serde(default)]
+    after: u64,
+    #[serde(default)]
+    wait_s: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FlowParams {
+    flow: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AlgorithmParams {
+    algorithm: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NicParams {
+    nic: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WeightParams {
+    nic: String,
+    weight: Option<u32>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct NoParams {}
 
 const fn default_session_limit() -> usize {
@@ -53,7 +133,21 @@ const fn default_session_limit() -> usize {
 
 impl Request {
     /// Every method's name.
-    pub const METHODS: &'static [&'static str] = &["status", "stats", "sessions", "nics", "ports"];
+    pub const METHODS: &'static [&'static str] = &[
+        "status",
+        "stats",
+        "sessions",
+        "nics",
+        "ports",
+        "events",
+        "explain",
+        "lb_set",
+        "nic_add",
+        "nic_remove",
+        "nic_set",
+        "nic_drain",
+        "nic_undrain",
+    ];
 
     /// Reads one line (without its end).
     pub fn parse(line: &[u8]) -> Result<Request, CallError> {
@@ -74,6 +168,14 @@ impl Request {
             "nics" => plain(Request::Nics),
             "ports" => plain(Request::Ports),
             "sessions" => read(params).map(|SessionsParams { limit }| Request::Sessions { limit }),
+            "events" => read(params).map(|EventsParams { after, wait_s }| Request::Events { after, wait_s }),
+            "explain" => read(params).map(|FlowParams { flow }| Request::Explain { flow }),
+            "lb_set" => read(params).map(|AlgorithmParams { algorithm }| Request::LbSet { algorithm }),
+            "nic_add" => read(params).map(|NicParams { nic }| Request::NicAdd { nic }),
+            "nic_remove" => read(params).map(|NicParams { nic }| Request::NicRemove { nic }),
+            "nic_set" => read(params).map(|WeightParams { nic, weight }| Request::NicSet { nic, weight }),
+            "nic_drain" => read(params).map(|NicParams { nic }| Request::NicDrain { nic }),
+            "nic_undrain" => read(params).map(|NicParams { nic }| Request::NicUndrain { nic }),
             other => {
                 let known = Request::METHODS.join(", ");
                 let message = format!("there is no method `{other:.64}`: the methods are {known}");
@@ -85,14 +187,25 @@ impl Request {
     /// The line that asks this, with its end.
     #[must_use]
     pub fn to_line(&self) -> String {
-        let object = match self {
-            Request::Status => serde_json::json!({"method": "status"}),
-            Request::Stats => serde_json::json!({"method": "stats"}),
-            Request::Sessions { limit } => {
-                serde_json::json!({"method": "sessions", "params": {"limit": limit}})
-            }
-            Request::Nics => serde_json::json!({"method": "nics"}),
-            Request::Ports => serde_json::json!({"method": "ports"}),
+        use serde_json::json;
+        let (method, params) = match self {
+            Request::Status => ("status", None),
+            Request::Stats => ("stats", None),
+            Request::Sessions { limit } => ("sessions", Some(json!({"limit": limit}))),
+            Request::Nics => ("nics", None),
+            Request::Ports => ("ports", None),
+            Request::Events { after, wait_s } => ("events", Some(json!({"after": after, "wait_s": wait_s}))),
+            Request::Explain { flow } => ("explain", Some(json!({"flow": flow}))),
+            Request::LbSet { algorithm } => ("lb_set", Some(json!({"algorithm": algorithm}))),
+            Request::NicAdd { nic } => ("nic_add", Some(json!({"nic": nic}))),
+            Request::NicRemove { nic } => ("nic_remove", Some(json!({"nic": nic}))),
+            Request::NicSet { nic, weight } => ("nic_set", Some(json!({"nic": nic, "weight": weight}))),
+            Request::NicDrain { nic } => ("nic_drain", Some(json!({"nic": nic}))),
+            Request::NicUndrain { nic } => ("nic_undrain", Some(json!({"nic": nic}))),
+        };
+        let object = match params {
+            Some(params) => json!({"method": method, "params": params}),
+            None => json!({"method": method}),
         };
         format!("{object}\n")
     }
@@ -114,6 +227,10 @@ pub enum ErrorCode {
     TooManyClients,
     /// The daemon cannot answer now.
     Unavailable,
+    /// No NIC has that id.
+    NotFound,
+    /// It cannot be done; nothing was changed.
+    Refused,
 }
 
 /// A refusal: a code for programs and a message for people.
@@ -152,8 +269,10 @@ pub enum Reply {
         /// Sessions in the table.
         total: u64,
         /// Those to list.
-        sessions: Box<dyn Iterator<Item = SessionReport>>,
+        sessions: Box<dyn Iterator<Item = SessionReport> + Send>,
     },
+    /// The answer follows by [`super::server::Server::answer`]; until then nothing more of this client is read.
+    Later,
 }
 
 impl Reply {
@@ -174,10 +293,14 @@ impl From<Value> for Reply {
     }
 }
 
+/// A request that waits for its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket(pub(super) u64);
+
 /// Who answers: the daemon, or a test.
 pub trait Handler {
-    /// Answers one request, without waiting for anything.
-    fn call(&mut self, request: &Request) -> Result<Reply, CallError>;
+    /// Answers one request, without waiting for anything. What takes time is answered with [`Reply::Later`] and the ticket.
+    fn call(&mut self, ticket: Ticket, request: &Request) -> Result<Reply, CallError>;
 }
 
 #[cfg(test)]
@@ -192,6 +315,27 @@ mod tests {
             Request::Sessions { limit: 7 },
             Request::Nics,
             Request::Ports,
+            Request::Events { after: 9, wait_s: 3 },
+            Request::Explain {
+                flow: "tcp 10.0.0.1:80 10.0.0.2:9".into(),
+            },
+            Request::LbSet {
+                algorithm: "hash".into(),
+            },
+            Request::NicAdd {
+                nic: "eth1,id=left".into(),
+            },
+            Request::NicRemove { nic: "left".into() },
+            Request::NicSet {
+                nic: "left".into(),
+                weight: Some(3),
+            },
+            Request::NicSet {
+                nic: "left".into(),
+                weight: None,
+            },
+            Request::NicDrain { nic: "left".into() },
+            Request::NicUndrain { nic: "left".into() },
         ] {
             let line = request.to_line();
             assert_eq!(Request::parse(line.trim_end().as_bytes()), Ok(request));
@@ -220,6 +364,11 @@ mod tests {
                 r#"{"method":"sessions","params":{"limits":1}}"#,
                 ErrorCode::BadParams,
             ),
+            (
+                r#"{"method":"nic_set","params":{"nic":"a","weight":-1}}"#,
+                ErrorCode::BadParams,
+            ),
+            (r#"{"method":"nic_drain"}"#, ErrorCode::BadParams),
         ] {
             assert_eq!(Request::parse(line.as_bytes()).unwrap_err().code, code, "{line}");
         }
@@ -243,6 +392,8 @@ mod tests {
             "line_too_long",
             "too_many_clients",
             "unavailable",
+            "not_found",
+            "refused",
         ] {
             assert!(page.contains(&format!("`{code}`")), "{code}");
             assert!(serde_json::from_value::<ErrorCode>(code.into()).is_ok(), "{code}");

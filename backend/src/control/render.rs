@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
-use super::report::{NicsReport, PortsReport, SessionsReport, StatsReport, StatusReport, Traffic};
+use super::report::{
+    AlgorithmReport, EventReport, ExplainReport, NicAddedReport, NicReport, NicSessionsReport,
+    NicWeightReport, NicsReport, PortsReport, SessionsReport, StatsReport, StatusReport, Traffic,
+};
 
 /// How a column is aligned.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -372,7 +375,7 @@ pub fn nics(report: &NicsReport) -> String {
             nic.attach.clone(),
             if nic.zero_copy { "zero-copy" } else { "copy" }.into(),
             if nic.multi_buffer { "yes" } else { "no" }.into(),
-            nic.weight.to_string(),
+            share(nic),
             count(nic.sessions),
             change,
         ]);
@@ -425,6 +428,153 @@ pub fn ports(report: &PortsReport) -> String {
         ]);
     }
     written(&table, "No port.\n")
+}
+
+/// `vnic events`: one line.
+#[must_use]
+pub fn event(event: &EventReport) -> String {
+    let nic = event.nic.as_deref().unwrap_or("-");
+    format!("{}  {nic}  {}: {}", time(event.unix_ms), event.kind, event.cause)
+}
+
+/// `vnic explain`
+#[must_use]
+pub fn explain(report: &ExplainReport) -> String {
+    let mut facts = Table::new(&["session", &report.key]);
+    facts.row([
+        "leaves by".into(),
+        report.choice.clone().unwrap_or_else(|| "-".into()),
+    ]);
+    facts.row(["because".into(), report.reason.clone()]);
+    let pinned = match (&report.pinned, report.pinned_ms) {
+        (Some(nic), Some(ms)) => format!("{nic}, {} ago", duration(ms)),
+        (Some(nic), None) => nic.clone(),
+        (None, _) => "no such session".into(),
+    };
+    facts.row(["pinned to".into(), pinned]);
+    facts.row(["algorithm".into(), report.algorithm.clone()]);
+    facts.row([
+        "slot".into(),
+        format!("{}: {}", report.slot, list(&report.order).replace(", ", " > ")),
+    ]);
+    let mut nics = Table::new(&[
+        "NIC",
+        "STATE",
+        ">WEIGHT",
+        ">SPEED",
+        ">SESSIONS",
+        ">HALF-OPEN",
+        ">RTT",
+        ">UTILISATION",
+        ">COST",
+    ]);
+    for nic in &report.nics {
+        let measured = |value: f64, text: String| if value > 0.0 { text } else { "-".into() };
+        let state = match (nic.alive, nic.drained, nic.slow_start) {
+            (false, ..) => "dead",
+            (true, true, _) => "drained",
+            (true, false, true) => "slow start",
+            (true, false, false) => "alive",
+        };
+        nics.row([
+            nic.id.clone(),
+            state.into(),
+            nic.weight.to_string(),
+            nic.speed_mbps
+                .map_or_else(|| "-".into(), |mbps| format!("{mbps} Mb/s")),
+            count(nic.sessions),
+            count(nic.half_open),
+            measured(nic.rtt_us, format!("{:.0} us", nic.rtt_us)),
+            measured(nic.cost, format!("{:.1} %", nic.utilisation * 100.0)),
+            measured(nic.cost, format!("{:.3}", nic.cost)),
+        ]);
+    }
+    let mut out = String::new();
+    facts.write(&mut out);
+    section(&mut out, "NICs", &nics);
+    out
+}
+
+/// `vnic lb set`
+#[must_use]
+pub fn algorithm(report: &AlgorithmReport) -> String {
+    let AlgorithmReport { algorithm, before } = report;
+    format!("new sessions are placed by {algorithm} (before: {before})\n")
+}
+
+/// `vnic nic add`
+#[must_use]
+pub fn nic_added(report: &NicAddedReport) -> String {
+    let mode = if report.zero_copy { "zero-copy" } else { "copy" };
+    format!(
+        "NIC {} added: interface {}, {} queues, {mode}\n",
+        report.id, report.ifname, report.queues
+    )
+}
+
+/// `vnic nic remove`
+#[must_use]
+pub fn nic_removed(report: &NicSessionsReport) -> String {
+    format!(
+        "NIC {} removed: {} sessions go on by the others\n",
+        report.id,
+        count(report.sessions)
+    )
+}
+
+/// `vnic nic set`
+#[must_use]
+pub fn nic_weight(report: &NicWeightReport) -> String {
+    format!(
+        "NIC {}: weight {} (before: {})\n",
+        report.id, report.weight, report.before
+    )
+}
+
+/// `vnic nic drain`
+#[must_use]
+pub fn nic_drained(report: &NicSessionsReport) -> String {
+    format!(
+        "NIC {} takes no new sessions; {} are left (`vnic nics` shows how many)\n",
+        report.id,
+        count(report.sessions)
+    )
+}
+
+/// `vnic nic undrain`
+#[must_use]
+pub fn nic_undrained(report: &NicSessionsReport) -> String {
+    format!(
+        "NIC {} takes new sessions again; it has {}\n",
+        report.id,
+        count(report.sessions)
+    )
+}
+
+fn share(nic: &NicReport) -> String {
+    match nic.drained {
+        true => "drained".into(),
+        false => nic.weight.to_string(),
+    }
+}
+
+/// Milliseconds since 1970 as `2026-11-24 07:09:22.123` (UTC).
+fn time(unix_ms: u64) -> String {
+    let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
+    // Days since 1 March of the year 0, in eras of 400 years: leap days come at the end of a year then.
+    let days = days + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
+    format!(
+        "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{:03}",
+        ms % 1000
+    )
 }
 
 fn written(table: &Table, nothing: &str) -> String {
@@ -516,6 +666,56 @@ mod tests {
             [7, 3250, 245_000, 7_380_000, 781_200_000].map(duration),
             ["7 ms", "3.2 s", "4m 05s", "2h 03m", "9d 01h"]
         );
+    }
+
+    #[test]
+    fn times_for_people() {
+        for (ms, text) in [
+            (0, "1970-01-01 00:00:00.000"),
+            (951_782_399_999, "2000-02-28 23:59:59.999"),
+            (951_782_400_000, "2000-02-29 00:00:00.000"),
+            (1_795_504_162_123, "2026-11-24 07:09:22.123"),
+            (4_107_542_400_000, "2100-03-01 00:00:00.000"),
+        ] {
+            assert_eq!(time(ms), text);
+        }
+        let lost = EventReport {
+            nic: Some("left".into()),
+            kind: "lost".into(),
+            cause: "carrier lost".into(),
+            ..EventReport::default()
+        };
+        assert_eq!(event(&lost), "1970-01-01 00:00:00.000  left  lost: carrier lost");
+    }
+
+    #[test]
+    fn an_explanation_says_where_why_and_what_else() {
+        let nic = |id: &str, alive| super::super::report::ExplainedNic {
+            id: id.into(),
+            alive,
+            weight: 1,
+            ..Default::default()
+        };
+        let text = explain(&ExplainReport {
+            key: "tcp 10.0.0.1:80 <-> 10.0.0.2:9".into(),
+            algorithm: "hash".into(),
+            slot: 7,
+            order: vec!["right".into(), "left".into()],
+            choice: Some("left".into()),
+            reason: "the session is pinned to it".into(),
+            pinned: Some("left".into()),
+            pinned_ms: Some(3250),
+            nics: vec![nic("left", true), nic("right", false)],
+        });
+        for part in [
+            "leaves by  left\n",
+            "because    the session is pinned to it\n",
+            "pinned to  left, 3.2 s ago\n",
+            "slot       7: right > left\n",
+            "right  dead ",
+        ] {
+            assert!(text.contains(part), "`{part}` in\n{text}");
+        }
     }
 
     #[test]

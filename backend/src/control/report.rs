@@ -155,6 +155,9 @@ pub struct NicStats {
     pub tx: Traffic,
     /// Copies of broadcast and multicast frames, taken beside the host.
     pub group_copies: Traffic,
+    /// Frames in flight when it was lost, of which copies left by other NICs.
+    #[serde(default)]
+    pub redriven: u64,
     /// Frames that the XDP program sent to vnicd.
     pub xdp_redirected: u64,
     /// Frames that the XDP program left to the host.
@@ -166,7 +169,7 @@ pub struct NicStats {
 }
 
 /// A queue in [`NicStats`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NicQueueStats {
     /// Number of the queue, from 0.
     pub index: usize,
@@ -306,6 +309,12 @@ pub struct NicReport {
     pub multi_buffer: bool,
     /// Relative share of new sessions that is in force; 0: none.
     pub weight: u32,
+    /// Whether it takes no new sessions because an operator said so.
+    #[serde(default)]
+    pub drained: bool,
+    /// Whether its interface is there and driven; one that vanished is taken up again when it is back.
+    #[serde(default = "yes")]
+    pub present: bool,
     /// Whether sessions are sent by it.
     pub alive: bool,
     /// Whether its link can carry frames.
@@ -363,4 +372,126 @@ pub struct PortReport {
     pub features: Vec<String>,
     /// Guest memory mapped, in MiB, rounded up.
     pub memory_mib: u64,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// Answer to `events`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventsReport {
+    /// Oldest first; the daemon keeps the last 1024.
+    pub events: Vec<EventReport>,
+    /// Number of the newest event there is, to ask for what comes after it.
+    pub last: u64,
+}
+
+/// Something that happened to the NICs, or was done by an operator.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventReport {
+    /// Counts up from 1 without a gap.
+    pub number: u64,
+    /// When: milliseconds since 1970 (UTC).
+    pub unix_ms: u64,
+    /// When: microseconds since the daemon's start.
+    pub uptime_us: u64,
+    /// The NIC's id; `null`: it is not about one.
+    pub nic: Option<String>,
+    /// `alive`, `lost`, `link`, `added`, `removed`, `returned`, `weight`, `drained`, `undrained` or `algorithm`.
+    pub kind: String,
+    /// Why, or what exactly.
+    pub cause: String,
+}
+
+/// Answer to `lb_set`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AlgorithmReport {
+    /// What places new sessions now.
+    pub algorithm: String,
+    /// What did before.
+    pub before: String,
+}
+
+/// Answer to `nic_add`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicAddedReport {
+    /// Its stable id.
+    pub id: String,
+    /// The interface.
+    pub ifname: String,
+    /// Queues driven.
+    pub queues: u32,
+    /// Whether all its sockets are bound without copying.
+    pub zero_copy: bool,
+}
+
+/// Answer to `nic_remove`, `nic_drain` and `nic_undrain`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicSessionsReport {
+    /// Its stable id.
+    pub id: String,
+    /// Sessions pinned to it; for one that was removed, those that go on by the others.
+    pub sessions: u64,
+}
+
+/// Answer to `nic_set`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicWeightReport {
+    /// Its stable id.
+    pub id: String,
+    /// Relative share of new sessions that is in force.
+    pub weight: u32,
+    /// The one before.
+    pub before: u32,
+}
+
+/// Answer to `explain`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ExplainReport {
+    /// The session's key.
+    pub key: String,
+    /// What places new sessions.
+    pub algorithm: String,
+    /// The slot that the key hashes to, 0 to 65535.
+    pub slot: u16,
+    /// Ids of the NICs in the order in which they serve the slot.
+    pub order: Vec<String>,
+    /// Id of the NIC that the session is pinned to; `null`: there is no such session.
+    pub pinned: Option<String>,
+    /// Milliseconds since it was pinned first.
+    pub pinned_ms: Option<u64>,
+    /// Id of the NIC that its next frame leaves by; `null`: none is alive.
+    pub choice: Option<String>,
+    /// Why.
+    pub reason: String,
+    /// Each NIC's part in it.
+    pub nics: Vec<ExplainedNic>,
+}
+
+/// A NIC in [`ExplainReport`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ExplainedNic {
+    /// Its stable id.
+    pub id: String,
+    /// Whether sessions are sent by it.
+    pub alive: bool,
+    /// Whether an operator drained it.
+    pub drained: bool,
+    /// Whether it came back lately and takes at most twice its fair share.
+    pub slow_start: bool,
+    /// Weight in force.
+    pub weight: u32,
+    /// Link speed in Mb/s, if known.
+    pub speed_mbps: Option<u32>,
+    /// Sessions pinned to it.
+    pub sessions: u64,
+    /// Of these, TCP sessions of which only a SYN was seen.
+    pub half_open: u64,
+    /// Round trip in microseconds, as `adaptive` has measured it; 0: not measured.
+    pub rtt_us: f64,
+    /// Part of its link in use, 0 to 1, as `adaptive` has measured it.
+    pub utilisation: f64,
+    /// What `adaptive` compares; 0: not measured.
+    pub cost: f64,
 }

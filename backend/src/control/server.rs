@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use self::connection::{Connection, Next};
-use super::protocol::{CallError, ErrorCode, Handler};
+use super::protocol::{CallError, ErrorCode, Handler, Reply, Ticket};
 use crate::host::socket::{BoundListener, CONTROL_MODE, SocketError, bind_listener};
 
 /// Most clients at a time.
@@ -82,6 +82,14 @@ impl Server {
         for event in &events[..count] {
             match event.data() {
                 LISTENER => self.accept(now),
+                // Somebody who waits for an answer has nothing else to tell than that he is gone.
+                id if event
+                    .events()
+                    .intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR)
+                    && self.clients.get(&id).is_some_and(Connection::is_waiting) =>
+                {
+                    self.remove(id);
+                }
                 id => self.serve(id, now, handler),
             }
         }
@@ -110,13 +118,27 @@ impl Server {
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
-        let interest = match client.progress(now, handler) {
+        let interest = match client.progress(Ticket(id), now, handler) {
             Next::Read => EpollFlags::EPOLLIN,
             // Reading stops while an answer is outstanding: a client that does not read cannot ask for more.
             Next::Write => EpollFlags::EPOLLOUT,
+            Next::Wait => EpollFlags::empty(),
             Next::Close => return self.remove(id),
         };
         let mut event = EpollEvent::new(interest, id);
+        if self.epoll.modify(client.stream(), &mut event).is_err() {
+            self.remove(id);
+        }
+    }
+
+    /// Gives the answer that was to come later; nobody hears it if the client has gone meanwhile.
+    pub fn answer(&mut self, ticket: Ticket, answer: Result<Reply, CallError>, now: Instant) {
+        let Ticket(id) = ticket;
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        client.late_answer(now, answer);
+        let mut event = EpollEvent::new(EpollFlags::EPOLLOUT, id);
         if self.epoll.modify(client.stream(), &mut event).is_err() {
             self.remove(id);
         }

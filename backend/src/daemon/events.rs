@@ -16,6 +16,10 @@ pub(super) enum Source {
     Engine,
     /// The host's interfaces.
     Links,
+    /// The thread that watches the NICs.
+    Health,
+    /// The thread that opens and closes NICs.
+    Keeper,
     /// A front-end wants to connect to the port at this position.
     Listener(usize),
     /// The front-end of the port at this position.

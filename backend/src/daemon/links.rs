@@ -72,6 +72,11 @@ impl HostLinks {
         Ok(())
     }
 
+    /// The interface with this name.
+    pub(super) fn with_name(&self, name: &str) -> Option<&Link> {
+        self.known.values().find(|link| link.name == name)
+    }
+
     fn name(&self, index: u32) -> String {
         let found = self.known.get(&index);
         found.map_or_else(|| format!("interface {index}"), |link| link.name.clone())
@@ -121,9 +126,7 @@ impl Daemon {
         let Some(links) = &mut self.links else { return };
         let before = links.known.insert(link.index, link.clone());
         let master = link.master.map(|index| links.name(index));
-        if let Some(nic) = self.nics.iter_mut().find(|nic| nic.interface.index == link.index) {
-            nic.link_changed(&link, master);
-        }
+        self.interface_is(&link, master);
         let Some(mac) = link
             .mac
             .filter(|mac| before.is_none_or(|before| before.mac != Some(*mac)))
@@ -145,8 +148,6 @@ impl Daemon {
         if let Some(links) = &mut self.links {
             links.known.remove(&index);
         }
-        if let Some(nic) = self.nics.iter_mut().find(|nic| nic.interface.index == index) {
-            nic.left(self.balancer.alive());
-        }
+        self.interface_left(index);
     }
 }

@@ -2,12 +2,19 @@
 //! for one of them alone.
 
 mod cursors;
+mod drive;
 mod events;
+mod health;
+mod journal;
+mod keeper;
 mod links;
 mod log_budget;
 mod nic;
+mod operator;
 mod port;
 mod report;
+mod stall;
+mod uplinks;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -21,31 +28,35 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tracing::{info, warn};
 use vnic_dataplane::engine::{Engine, EngineConfig, Event, Poll, SleepIn};
-use vnic_dataplane::fabric::{PortIndex, PortState};
+use vnic_dataplane::fabric::{Nic, NicState, PortIndex, PortState, VlanMode};
 use vnic_dataplane::memory::frames::{CHUNK_SIZE, ChunkCache, FrameMemory};
+use vnic_lb::MAX_NICS;
 use vnic_lb::balancer::{Balancer, BalancerConfig};
+use vnic_lb::health::HealthConfig;
 use vnic_lb::limits::{SessionLimits, Timeouts};
 use vnic_lb::mac::Mac;
-use vnic_lb::nics::NicInfo;
+use vnic_lb::nics::{NicIndex, NicInfo};
 
-use crate::config::{Config, Endpoint, PollMode, PortConfig, SleepMode};
+use crate::config::{Config, Endpoint, NicConfig, PollMode, PortConfig, SleepMode};
+use crate::control::protocol::Ticket;
+use crate::control::report::NicSessionsReport;
 use crate::control::server::Server;
 use crate::host::activation::{Handed, Origin, PortSocket};
-use crate::host::channels::ChannelsGuard;
 use crate::host::notify::Notifier;
 use crate::host::{activation, cpus, hash_key, kernel, memory, privileges, socket};
 use crate::vhost::{Device, DeviceConfig, QueueNum};
 use cursors::Cursors;
+use drive::{Checked, Drive};
 use events::{Events, Source};
+use health::HealthThread;
+use journal::Journal;
+use keeper::Keeper;
 use links::HostLinks;
 use nic::NicRuntime;
+use operator::Listener;
 use port::{Entrance, MacOrigin, Outcome, PortRuntime};
-
-/// How often carriers are looked at while frames move. A look at one NIC costs about 15 us.
-const CARRIER_POLL: Duration = Duration::from_millis(1);
-
-/// The same while none do, and so none can be lost: a look every millisecond would cost 2 % of a core for each NIC.
-const CARRIER_POLL_IDLE: Duration = Duration::from_millis(20);
+use stall::StallWatch;
+use uplinks::{Done, Leaving};
 
 /// How often timeouts of the control socket are looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -59,10 +70,22 @@ pub struct Daemon {
     started: Instant,
     // The workers stop (on drop) before what they work on goes away: fields are dropped in this order.
     engine: Engine,
+    health: HealthThread,
     ports: Vec<PortRuntime>,
+    /// By index, with gaps where one was removed.
     nics: Vec<NicRuntime>,
-    /// Restored after the NICs' sockets and programs are gone.
-    _channels: Vec<ChannelsGuard>,
+    /// For the workers in those gaps.
+    vacant: Vec<Arc<Nic>>,
+    /// Sockets on their way out.
+    leaving: Vec<Leaving>,
+    /// NICs that are being opened for the first time.
+    adding: Vec<NicConfig>,
+    /// Who waits for the removal of a NIC.
+    removals: Vec<(Ticket, NicSessionsReport)>,
+    keeper: Keeper<Done>,
+    stalls: StallWatch,
+    journal: Journal,
+    listeners: Vec<Listener>,
     /// The host's interfaces; `None` without NICs.
     links: Option<HostLinks>,
     balancer: Arc<Balancer>,
@@ -103,23 +126,32 @@ impl Daemon {
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
             .context("cannot make a signalfd")?;
 
-        let mut interfaces = nic::check_all(&config)?;
+        let mut interfaces = drive::check_all(&config)?;
         let frames = config
             .frames
             .unwrap_or_else(|| default_frames(&config, &interfaces));
         if !config.nics.is_empty() {
-            privileges::check(nic::locked_bytes(&interfaces, frames))?;
+            let queues = interfaces.iter().map(|nic| u64::from(nic.queues)).sum();
+            privileges::check(drive::locked_bytes(queues, frames))?;
         }
         memory::check(u64::from(frames) * CHUNK_SIZE as u64)?;
         let control = Server::bind(&config.control)?;
-        let links = match config.nics.is_empty() {
-            true => None,
-            false => Some(HostLinks::open().context("cannot hear of changes of the host's interfaces")?),
+        let links = match HostLinks::open() {
+            Ok(links) => Some(links),
+            // A local switch can do without, until it is to have a NIC.
+            Err(error) if config.nics.is_empty() => {
+                tracing::debug!("cannot hear of changes of the host's interfaces: {error}");
+                None
+            }
+            Err(error) => return Err(error).context("cannot hear of changes of the host's interfaces"),
         };
-        if let Some(links) = &links {
+        if let Some(links) = links.as_ref().filter(|_| !config.nics.is_empty()) {
             links.check(&config.ports)?;
         }
-        let channels = nic::set_channels(&config, &mut interfaces)?;
+        let mut channels = Vec::new();
+        for (nic, checked) in config.nics.iter().zip(&mut interfaces) {
+            channels.push(checked.set_channels(nic)?);
+        }
         let memory = FrameMemory::new(frames)?;
         if !memory.on_huge_pages() {
             info!(
@@ -160,14 +192,38 @@ impl Daemon {
                 SleepMode::Epoll => SleepIn::Epoll,
             },
         };
-        let nics = nic::open_all(&config, interfaces, &memory)?;
+        let nics = open_nics(&config, interfaces, channels, &memory)?;
+        for nic in &nics {
+            // It is there: it was given at the start.
+            let _ = balancer.set_link_speed(nic.index(), nic.interface.speed_mbps);
+        }
         let engine = Engine::start(&engine_config, Arc::clone(&memory), Arc::clone(&balancer))?;
+        let mut health_config = HealthConfig {
+            updelay_ms: config.updelay_ms,
+            stall_ms: stall::STALL_MS,
+            ..HealthConfig::default()
+        };
+        if !config.flap_damping {
+            health_config.flap.suppress = f64::INFINITY;
+        }
+        let watched = uplinks::first_watch(&nics)?;
+        let health = HealthThread::start(health_config, watched, Arc::clone(&balancer), engine.watcher())
+            .context("cannot start the thread that watches the NICs")?;
+        let started = Instant::now();
         let mut daemon = Daemon {
-            started: Instant::now(),
+            started,
             engine,
+            health,
             ports: Vec::new(),
             nics,
-            _channels: channels,
+            vacant: vacant(config.workers),
+            leaving: Vec::new(),
+            adding: Vec::new(),
+            removals: Vec::new(),
+            keeper: Keeper::start(Arc::clone(&memory)).context("cannot start the NICs' keeper")?,
+            stalls: StallWatch::default(),
+            journal: Journal::new(started),
+            listeners: Vec::new(),
             links,
             balancer,
             chunks: ChunkCache::new(Arc::clone(&memory)),
@@ -182,10 +238,12 @@ impl Daemon {
         };
         daemon.add_ports(entrances)?;
         daemon.watch_all()?;
-        daemon
-            .nics
-            .iter()
-            .for_each(|nic| nic.init_alive(daemon.balancer.alive()));
+        let alive = daemon.balancer.alive().snapshot();
+        // The first look was taken before the thread started, and is no news.
+        let _ = daemon.health.news();
+        for nic in &mut daemon.nics {
+            nic.begin(alive >> nic.index() & 1 == 1);
+        }
         if let Some(links) = &daemon.links {
             daemon.engine.reserve_macs(links.macs());
         }
@@ -238,6 +296,10 @@ impl Daemon {
             .watch(Source::Engine, Some((self.engine.notify_fd(), true, false)))?;
         let links = self.links.as_ref().map(|links| (links.fd(), true, false));
         self.events.watch(Source::Links, links)?;
+        self.events
+            .watch(Source::Health, Some((self.health.fd(), true, false)))?;
+        self.events
+            .watch(Source::Keeper, Some((self.keeper.fd(), true, false)))?;
         let control = self
             .control
             .as_ref()
@@ -261,13 +323,13 @@ impl Daemon {
         );
         let mut notifier = Notifier::from_environment();
         notifier.ready(self.status_line());
-        let mut next_carrier_poll = Instant::now();
-        let mut busy_turns = 0;
         let mut next_housekeeping = Instant::now() + HOUSEKEEPING;
         loop {
-            let timeout = match self.nics.is_empty() {
-                true => HOUSEKEEPING,
-                false => next_carrier_poll.saturating_duration_since(Instant::now()),
+            let due = [self.turn_uplinks(), self.tell_listeners(), self.watch_stalls()];
+            let next = due.into_iter().flatten().fold(next_housekeeping, Instant::min);
+            let timeout = match self.may_publish() {
+                true => Duration::ZERO,
+                false => next.saturating_duration_since(Instant::now()),
             };
             for source in self.events.wait(timeout).context("cannot wait for events")? {
                 match source {
@@ -283,6 +345,8 @@ impl Daemon {
                     }
                     Source::Engine => self.on_engine(),
                     Source::Links => self.on_links(),
+                    Source::Health => self.on_health(),
+                    Source::Keeper => self.on_keeper(),
                     Source::Listener(at) => {
                         let outcome = self.ports[at].accept();
                         self.after(at, outcome);
@@ -309,23 +373,9 @@ impl Daemon {
                 self.nics.iter_mut().for_each(NicRuntime::check_queues);
                 next_housekeeping = Instant::now() + HOUSEKEEPING;
             }
-            if !self.nics.is_empty() && Instant::now() >= next_carrier_poll {
-                self.poll_carriers();
-                let turns = self
-                    .engine
-                    .worker_counters()
-                    .sum(|worker| worker.busy_turns.get());
-                let pace = if turns == busy_turns {
-                    CARRIER_POLL_IDLE
-                } else {
-                    CARRIER_POLL
-                };
-                busy_turns = turns;
-                next_carrier_poll = Instant::now() + pace;
-            }
             // One publication at a time: a front-end that changes its rings without end costs the workers, and so the other
             // guests, one reload a turn at most.
-            if self.unpublished && self.engine.settled() == self.generation {
+            if self.may_publish() {
                 self.publish();
             }
             if self.ports.iter().all(PortRuntime::is_finished) {
@@ -340,11 +390,7 @@ impl Daemon {
     fn status_line(&self) -> String {
         let connected = self.ports.iter().filter(|port| port.is_connected()).count();
         let on = self.balancer.alive();
-        let alive = self
-            .nics
-            .iter()
-            .filter(|nic| on.contains(nic.view().state.index))
-            .count();
+        let alive = self.nics.iter().filter(|nic| on.contains(nic.index())).count();
         let (ports, nics) = (self.ports.len(), self.nics.len());
         format!("{connected} of {ports} ports connected, {alive} of {nics} NICs alive")
     }
@@ -385,6 +431,7 @@ impl Daemon {
             let outcome = self.ports[at].settle(settled, &mut self.chunks);
             self.after(at, outcome);
         }
+        self.nics_settled(settled);
     }
 
     /// Decides on the first source address of a port without a configured one. Two ports may have proposed the same in
@@ -413,29 +460,15 @@ impl Daemon {
         }
     }
 
-    /// Has every NIC take frames to this address for the guests.
-    fn admit(&mut self, mac: Mac) {
-        for nic in &mut self.nics {
-            if let Err(error) = nic.admit(mac) {
-                warn!(
-                    nic = nic.id(),
-                    "cannot take frames to {mac} for the guest: {error}"
-                );
-            }
-        }
-    }
-
-    fn poll_carriers(&mut self) {
-        for nic in &mut self.nics {
-            nic.poll_carrier(self.balancer.alive());
-        }
+    fn may_publish(&self) -> bool {
+        self.unpublished && self.engine.settled() == self.generation
     }
 
     fn publish(&mut self) {
         let ports = self.ports.iter().map(PortRuntime::view).collect();
-        let nics = self.nics.iter().map(NicRuntime::view).collect();
-        let generation = self.engine.publish(ports, nics);
+        let generation = self.engine.publish(ports, self.nic_views());
         self.ports.iter_mut().for_each(|port| port.published(generation));
+        self.nics_published(generation);
         self.generation = generation;
         self.unpublished = false;
     }
@@ -483,12 +516,44 @@ fn socket_path(endpoint: &Endpoint, entrance: &Entrance) -> Option<PathBuf> {
     }
 }
 
-/// Chunks for every NIC ring to be full at once, and for what workers hold.
-fn default_frames(config: &Config, interfaces: &[nic::Checked]) -> u32 {
+/// Opens every NIC of the start.
+fn open_nics(
+    config: &Config,
+    checked: Vec<Checked>,
+    channels: Vec<Option<crate::host::channels::ChannelsGuard>>,
+    memory: &Arc<FrameMemory>,
+) -> Result<Vec<NicRuntime>> {
+    let needs_tags = config.ports.iter().any(|port| port.vlan != VlanMode::Transparent);
+    let nics = config.nics.iter().zip(checked).zip(channels).enumerate();
+    nics.map(|(index, ((nic, checked), channels))| {
+        let index = NicIndex::try_from(index).context("too many NICs")?;
+        let (id, mtu) = (nic.id.clone(), checked.interface.mtu);
+        let state = Arc::new(NicState::new(index, id, config.workers, mtu));
+        let drive = Drive::open(nic, &checked, channels, Arc::clone(&state), needs_tags, memory)?;
+        Ok(NicRuntime::new(nic.clone(), checked.interface, state, drive))
+    })
+    .collect()
+}
+
+/// For the workers in the place of NICs that there are not.
+fn vacant(workers: usize) -> Vec<Arc<Nic>> {
+    let absent = |index| {
+        let state = Arc::new(NicState::new(index, String::new(), workers, 0));
+        Arc::new(Nic::absent(state, Mac::default()))
+    };
+    (0..).take(MAX_NICS).map(absent).collect()
+}
+
+/// Chunks for every NIC ring to be full at once, for what workers hold, and for a queue of a NIC that is added later.
+fn default_frames(config: &Config, interfaces: &[Checked]) -> u32 {
+    let spare = interfaces
+        .iter()
+        .map(|nic| nic.ring_chunks() / nic.queues.max(1))
+        .max();
     let rings: u32 = interfaces
         .iter()
-        .map(nic::Checked::ring_chunks)
-        .fold(0, u32::saturating_add);
+        .map(Checked::ring_chunks)
+        .fold(spare.unwrap_or(0), u32::saturating_add);
     let workers = u32::try_from(config.workers)
         .unwrap_or(u32::MAX)
         .saturating_mul(CHUNKS_PER_WORKER);

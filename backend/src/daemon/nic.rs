@@ -1,96 +1,75 @@
-//! One host NIC at run time: its sockets, its XDP program, and whether it can carry frames.
+//! One host NIC at run time: what is known of its interface, whether it is driven, and what happened to it.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use tracing::{info, warn};
-use vnic_dataplane::counters::PerWorker;
-use vnic_dataplane::fabric::{Nic, NicQueue, NicState, VlanMode};
-use vnic_dataplane::group::GroupTap;
-use vnic_dataplane::memory::frames::{CHUNK_SIZE, FrameMemory};
-use vnic_dataplane::program::{self, Program};
-use vnic_dataplane::xsk;
+use vnic_dataplane::fabric::{Nic, NicState};
+use vnic_lb::health::{Cause, Event};
 use vnic_lb::mac::Mac;
-use vnic_lb::nics::{AliveSet, NicIndex};
+use vnic_lb::nics::NicIndex;
 
-use crate::config::{AttachMode, Config, NicConfig, ZeroCopy};
-use crate::host::carrier::{CarrierWatch, Cause, Change};
-use crate::host::channels::{self, ChannelsGuard};
-use crate::host::interface::{self, Interface, check_nic};
+use super::drive::Drive;
+use super::health::{LinkView, Watched, words};
+use super::report::{SocketCounters, socket_counters};
+use crate::config::NicConfig;
+use crate::host::carrier::CarrierWatch;
+use crate::host::channels;
+use crate::host::interface::Interface;
 use crate::host::netlink::link::Link;
-use crate::host::offload::Offloads;
 
-/// Frames of at most this many payload bytes fit one chunk, behind the headroom that the kernel keeps for XDP.
-const SINGLE_CHUNK_MTU: u32 = 3500;
-
-/// An interface that was found fit, before anything is done to it.
-pub(super) struct Checked {
-    interface: Interface,
-    queues: u32,
+/// How far a NIC is.
+pub(super) enum Phase {
+    /// Driven, and watched by the health thread.
+    Driven,
+    /// Driven, and to be watched once all workers know it.
+    Joining {
+        /// That generation; not known before it is published.
+        generation: Option<u64>,
+    },
+    /// Its interface is gone; its sockets go when the workers have had time to send what it had in flight by others.
+    Vanished {
+        /// When.
+        close_at: Instant,
+    },
+    /// Without sockets, until the interface is back.
+    Absent {
+        /// When to try; `None`: netlink will tell when it is there.
+        retry_at: Option<Instant>,
+    },
+    /// Being opened again.
+    Opening,
+    /// An operator has it removed; as for [`Phase::Vanished`].
+    Removing {
+        /// When; not known before the balancer has let go of it.
+        close_at: Option<Instant>,
+    },
 }
 
-impl Checked {
-    /// Chunks that its rings hold when all are full.
-    pub(super) fn ring_chunks(&self) -> u32 {
-        let rings = xsk::XskConfig::new(self.interface.index, &self.interface.name, 0);
-        self.queues.saturating_mul(rings.fill_ring + rings.tx_ring)
-    }
-}
-
-/// Looks at all NICs before any is touched.
-pub(super) fn check_all(config: &Config) -> Result<Vec<Checked>> {
-    let check = |nic: &NicConfig| {
-        let interface = check_nic(nic, config.allow_default_route_nic)?;
-        Ok(Checked {
-            queues: nic.queues.unwrap_or(interface.rx_queues),
-            interface,
-        })
-    };
-    config.nics.iter().map(check).collect()
-}
-
-/// Gives the interfaces the queues that `set-channels=on` asks for, until the guards are dropped.
-pub(super) fn set_channels(config: &Config, checked: &mut [Checked]) -> Result<Vec<ChannelsGuard>> {
-    let mut guards = Vec::new();
-    for (nic, checked) in config.nics.iter().zip(checked) {
-        let Some(queues) = nic.queues.filter(|_| nic.set_channels) else {
-            continue;
-        };
-        let found = &mut checked.interface;
-        if let Some(guard) = channels::set(found.index, &found.name, queues)? {
-            info!(nic = nic.id, queues, "number of queues set until vnicd ends");
-            guards.push(guard);
-        }
-        *found = interface::lookup(&found.name)?;
-        interface::check_queues(found, nic.queues)?;
-    }
-    Ok(guards)
-}
-
-/// Bytes that the kernel accounts as locked: frame memory is registered once for each queue.
-pub(super) fn locked_bytes(checked: &[Checked], frames: u32) -> u64 {
-    let queues: u64 = checked.iter().map(|nic| u64::from(nic.queues)).sum();
-    queues * u64::from(frames) * CHUNK_SIZE as u64
-}
-
-/// A NIC that is driven.
+/// A NIC that is configured.
 pub(super) struct NicRuntime {
-    config: NicConfig,
+    pub(super) config: NicConfig,
+    /// As it was last seen.
     pub(super) interface: Interface,
-    nic: Arc<Nic>,
-    /// Detached, together with its maps, when this is dropped or the process dies.
-    program: Program,
-    carrier: CarrierWatch,
-    pub(super) zero_copy: bool,
-    pub(super) multi_buffer: bool,
+    pub(super) state: Arc<NicState>,
+    pub(super) drive: Option<Drive>,
+    pub(super) phase: Phase,
+    pub(super) link: Arc<LinkView>,
+    /// What its earlier sockets had counted.
+    pub(super) before: SocketCounters,
+    /// Why it could not be taken up again, while that is so.
+    pub(super) failed: Option<String>,
     pub(super) last_change: Option<LastChange>,
     pub(super) changes: u64,
+    /// The cause of the last event of its health.
+    health: Option<Cause>,
+    alive: bool,
     /// Bridge, bond, ... that it belongs to now: its index and name.
     master: Option<(u32, String)>,
-    /// Put back last of all, when nothing is received any more.
-    _offloads: Offloads,
+    /// For the workers while it has no sockets.
+    absent: Arc<Nic>,
 }
 
 /// The last time that something of a NIC changed.
@@ -100,151 +79,112 @@ pub(super) struct LastChange {
     pub(super) cause: String,
 }
 
-/// Opens every checked NIC.
-pub(super) fn open_all(
-    config: &Config,
-    checked: Vec<Checked>,
-    memory: &Arc<FrameMemory>,
-) -> Result<Vec<NicRuntime>> {
-    let numbered = config.nics.iter().zip(checked).enumerate();
-    numbered
-        .map(|(index, (nic, checked))| {
-            let index = NicIndex::try_from(index).context("too many NICs")?;
-            NicRuntime::open(nic, checked, index, config, memory)
-        })
-        .collect()
-}
-
 impl NicRuntime {
-    fn open(
-        config: &NicConfig,
-        checked: Checked,
-        index: NicIndex,
-        daemon: &Config,
-        memory: &Arc<FrameMemory>,
-    ) -> Result<NicRuntime> {
-        let Checked { interface, queues } = checked;
-        let name = &interface.name;
-        let carrier = CarrierWatch::new(name).with_context(|| {
-            format!("NIC {name}: cannot watch its carrier in /sys/class/net (is sysfs mounted?)")
-        })?;
-        // First, so that a foreign program is found before anything else is done.
-        let mode = match config.attach {
-            AttachMode::Auto => program::AttachMode::Auto,
-            AttachMode::Native => program::AttachMode::Native,
-            AttachMode::Skb => program::AttachMode::Skb,
-        };
-        let mut program = Program::attach(interface.index, name, mode)?;
-        let needs_tags = daemon.ports.iter().any(|port| port.vlan != VlanMode::Transparent);
-        let offloads = Offloads::prepare(name, needs_tags)?;
-        let (mut zero_copy, mut multi_buffer) = (true, true);
-        let mut opened = Vec::new();
-        for queue in 0..queues {
-            let settings = xsk::XskConfig {
-                zerocopy: match config.zerocopy {
-                    ZeroCopy::Auto => xsk::ZeroCopy::Auto,
-                    ZeroCopy::Require => xsk::ZeroCopy::Require,
-                    ZeroCopy::Off => xsk::ZeroCopy::Off,
-                },
-                ..xsk::XskConfig::new(interface.index, name, queue)
-            };
-            let (rx, tx, info) = xsk::open_queue(&settings, memory, index)?;
-            program.set_socket(queue, &rx)?;
-            zero_copy &= info.zerocopy;
-            multi_buffer &= info.multi_buffer;
-            opened.push(NicQueue::new(Box::new(rx), Box::new(tx)));
-        }
-        let group = GroupTap::open(interface.index, name)?;
-        if offloads.filters_vlans && needs_tags {
-            group.admit_everything()?;
-        } else if offloads.filters_vlans {
-            warn!(
-                nic = config.id,
-                "the NIC drops tagged frames of VLANs that the host has not joined: give the ports `vlan` or `trunk` if \
-                 their guests use tags"
-            );
-        }
-        info!(
-            nic = config.id,
-            interface = name,
-            queues,
-            attach = attach_word(&program),
-            zero_copy,
-            multi_buffer,
-            "NIC opened"
-        );
-        if interface.mtu > SINGLE_CHUNK_MTU && !multi_buffer {
-            warn!(
-                nic = config.id,
-                "frames above {SINGLE_CHUNK_MTU} bytes cannot pass: this kernel or driver has no multi-buffer AF_XDP"
-            );
-        }
-        let nic = Arc::new(Nic {
-            state: Arc::new(NicState {
-                index,
-                id: config.id.clone(),
-                counters: PerWorker::new(daemon.workers),
-                mtu: AtomicU32::new(interface.mtu),
-            }),
-            mac: interface.mac,
-            queues: opened.into(),
-            group: Some(Mutex::new(group)),
-            // Generic XDP serves interfaces of every kind, with whatever the host's own stack sends through them.
-            partial_checksums: offloads.partial_checksums || program.mode() == program::AttachMode::Skb,
-        });
-        let config = config.clone();
-        Ok(NicRuntime {
+    pub(super) fn new(
+        config: NicConfig,
+        interface: Interface,
+        state: Arc<NicState>,
+        drive: Drive,
+    ) -> NicRuntime {
+        NicRuntime {
+            absent: Arc::new(Nic::absent(Arc::clone(&state), interface.mac)),
             config,
             interface,
-            nic,
-            program,
-            carrier,
-            zero_copy,
-            multi_buffer,
+            state,
+            drive: Some(drive),
+            phase: Phase::Joining { generation: None },
+            link: Arc::default(),
+            before: SocketCounters::default(),
+            failed: None,
             last_change: None,
             changes: 0,
+            health: None,
+            alive: false,
             master: None,
-            _offloads: offloads,
-        })
+        }
     }
 
     pub(super) fn id(&self) -> &str {
         &self.config.id
     }
 
+    pub(super) fn index(&self) -> NicIndex {
+        self.state.index
+    }
+
     pub(super) fn mac(&self) -> Mac {
         self.interface.mac
     }
 
-    pub(super) fn attach_mode(&self) -> &'static str {
-        attach_word(&self.program)
+    /// Queues driven.
+    pub(super) fn queues(&self) -> u32 {
+        let queues = self.drive.as_ref().map_or(0, |drive| drive.nic.queues.len());
+        u32::try_from(queues).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn program(&self) -> &Program {
-        &self.program
-    }
-
-    pub(super) fn has_carrier(&self) -> bool {
-        self.carrier.up()
-    }
-
+    /// The NIC as the workers are to see it.
     pub(super) fn view(&self) -> Arc<Nic> {
-        Arc::clone(&self.nic)
+        Arc::clone(self.drive.as_ref().map_or(&self.absent, |drive| &drive.nic))
     }
 
-    /// Takes frames to this address from now on: the NIC lets them in, and the XDP program gives them to the guests.
-    pub(super) fn admit(&mut self, mac: Mac) -> Result<()> {
-        if let Some(group) = &self.nic.group {
-            group.lock().unwrap_or_else(PoisonError::into_inner).admit(mac)?;
+    /// Takes its sockets out, which the workers do not see from the next publication on.
+    pub(super) fn park(&mut self) -> Option<Drive> {
+        let drive = self.drive.take()?;
+        self.before = std::mem::take(&mut self.before).plus(&socket_counters(&drive));
+        Some(drive)
+    }
+
+    /// What the health thread needs to watch it.
+    pub(super) fn watched(&self) -> Result<Watched> {
+        let name = &self.interface.name;
+        let carrier = CarrierWatch::new(name).with_context(|| {
+            format!("NIC {name}: cannot watch its carrier in /sys/class/net (is sysfs mounted?)")
+        })?;
+        Ok(Watched::new(
+            carrier,
+            Arc::clone(&self.state),
+            Arc::clone(&self.link),
+        ))
+    }
+
+    /// Whether this interface, new or back, is the one that it lacks.
+    pub(super) fn misses(&self, link: &Link) -> bool {
+        let named = link.name == self.config.ifname || link.name == self.interface.name;
+        named && matches!(self.phase, Phase::Absent { .. })
+    }
+
+    /// Takes an interface that came back.
+    pub(super) fn rejoin(&mut self, interface: Interface, drive: Drive) {
+        self.state.mtu.store(interface.mtu, Ordering::Relaxed);
+        self.absent = Arc::new(Nic::absent(Arc::clone(&self.state), interface.mac));
+        self.interface = interface;
+        (self.master, self.failed) = (None, None);
+        self.drive = Some(drive);
+        self.phase = Phase::Joining { generation: None };
+        self.note("returned".to_owned());
+    }
+
+    /// Takes in what the health thread says; returns the cause in words.
+    pub(super) fn turned(&mut self, event: &Event, at: Instant) -> String {
+        let vanished = matches!(self.phase, Phase::Vanished { .. } | Phase::Absent { .. });
+        let cause = words(event.cause, vanished, self.health.replace(event.cause));
+        let (nic, told) = (&self.config.id, &cause);
+        if event.alive {
+            info!(nic, cause = told, "NIC alive: it takes new sessions");
+        } else {
+            warn!(nic, cause = told, "NIC lost: its sessions go on by the others");
         }
-        Ok(self.program.allow_mac(mac)?)
+        self.alive = event.alive;
+        self.note_at(at, event.alive, cause.clone());
+        cause
     }
 
-    /// Takes the first look: the NIC is alive if it has a carrier now.
-    pub(super) fn init_alive(&self, alive: &AliveSet) {
-        let up = self.carrier.up();
-        alive.set(self.nic.state.index, up);
-        if !up {
+    /// Takes in the first look, which is no change.
+    pub(super) fn begin(&mut self, alive: bool) {
+        self.phase = Phase::Driven;
+        self.alive = alive;
+        self.health = Some(if alive { Cause::Fit } else { Cause::CarrierLost });
+        if !alive {
             warn!(
                 nic = self.config.id,
                 "no carrier yet: sessions use the other NICs until it has one"
@@ -252,41 +192,11 @@ impl NicRuntime {
         }
     }
 
-    /// Looks for a change of the carrier, and lets the balancer know at once.
-    pub(super) fn poll_carrier(&mut self, alive: &AliveSet) {
-        if let Some(change) = self.carrier.poll() {
-            self.carrier_changed(change, alive);
-        }
-    }
-
-    /// The interface was deleted, or moved to another network namespace.
-    pub(super) fn left(&mut self, alive: &AliveSet) {
-        if let Some(change) = self.carrier.left() {
-            self.carrier_changed(change, alive);
-        }
-    }
-
-    fn carrier_changed(&mut self, change: Change, alive: &AliveSet) {
-        alive.set(self.nic.state.index, change.up);
-        let cause = change.cause.as_str();
-        self.note(change.up, cause.to_owned());
-        let nic = &self.config.id;
-        if change.up {
-            info!(nic, cause, "NIC alive: it takes new sessions");
-        } else if change.cause == Cause::Vanished {
-            warn!(
-                nic,
-                cause, "NIC lost for good: its sessions go on by the others; {RESTART}"
-            );
-        } else {
-            warn!(nic, cause, "NIC lost: its sessions go on by the others");
-        }
-    }
-
     /// Takes in what the kernel says of the interface now; `master` is the name of what it belongs to. Nothing here stops the
-    /// NIC: sockets and program are bound to its index.
-    pub(super) fn link_changed(&mut self, link: &Link, master: Option<String>) {
+    /// NIC: sockets and program are bound to its index. Returns what changed, in words.
+    pub(super) fn link_changed(&mut self, link: &Link, master: Option<String>) -> Vec<String> {
         let nic = self.config.id.clone();
+        let mut told = Vec::new();
         let mut changes = Vec::new();
         if link.name != self.interface.name {
             changes.push(format!("renamed from {} to {}", self.interface.name, link.name));
@@ -298,17 +208,19 @@ impl NicRuntime {
         }
         for cause in changes {
             info!(nic, "{cause}");
-            self.note(self.carrier.up(), cause);
+            told.push(cause.clone());
+            self.note(cause);
         }
         if link.mtu != self.interface.mtu {
             let cause = format!("MTU changed from {} to {}", self.interface.mtu, link.mtu);
             self.interface.mtu = link.mtu;
-            self.nic.state.mtu.store(link.mtu, Ordering::Relaxed);
+            self.state.mtu.store(link.mtu, Ordering::Relaxed);
             warn!(
                 nic,
                 "{cause}: longer frames of the guests are dropped and counted as too_long"
             );
-            self.note(self.carrier.up(), cause);
+            told.push(cause.clone());
+            self.note(cause);
         }
         let index = |master: &Option<(u32, String)>| master.as_ref().map(|(index, _)| *index);
         let now = link.master.zip(master);
@@ -317,18 +229,23 @@ impl NicRuntime {
             let cause = match (&self.master, &before) {
                 (Some((_, name)), _) => format!("enslaved to {name}"),
                 (None, Some((_, name))) => format!("released by {name}"),
-                (None, None) => return,
+                (None, None) => return told,
             };
             match self.concern_of_master() {
                 Some(concern) => warn!(nic, "{cause}: {concern}"),
                 None => info!(nic, "{cause}"),
             }
-            self.note(self.carrier.up(), cause);
+            told.push(cause.clone());
+            self.note(cause);
         }
+        told
     }
 
     /// Counts the interface's receive queues again.
     pub(super) fn check_queues(&mut self) {
+        if self.drive.is_none() {
+            return;
+        }
         let Some(now) = channels::rx_queues(&self.interface.name) else {
             return;
         };
@@ -342,13 +259,16 @@ impl NicRuntime {
             Some(concern) => warn!(nic, "{cause}: {concern}"),
             None => info!(nic, "{cause}"),
         }
-        self.note(self.carrier.up(), cause);
+        self.note(cause);
     }
 
     /// What is wrong with it now, and what to do.
     pub(super) fn concerns(&self) -> Vec<String> {
-        if self.carrier.vanished() {
-            return vec![format!("the interface is gone: {RESTART}")];
+        if let Phase::Vanished { .. } | Phase::Absent { .. } | Phase::Opening = self.phase {
+            return vec![self.failed.as_ref().map_or_else(
+                || "the interface is gone: it is taken up again when it is back".to_owned(),
+                |failed| format!("the interface cannot be taken up again yet: {failed}"),
+            )];
         }
         let mut concerns: Vec<String> = self.concern_of_queues().into_iter().collect();
         concerns.extend(self.concern_of_master());
@@ -356,7 +276,7 @@ impl NicRuntime {
     }
 
     fn concern_of_queues(&self) -> Option<String> {
-        let driven = u32::try_from(self.nic.queues.len()).unwrap_or(u32::MAX);
+        let driven = self.queues();
         let (name, now) = (&self.interface.name, self.interface.rx_queues);
         if now == driven {
             return None;
@@ -382,22 +302,13 @@ impl NicRuntime {
         ))
     }
 
-    fn note(&mut self, alive: bool, cause: String) {
-        self.changes += 1;
-        self.last_change = Some(LastChange {
-            at: Instant::now(),
-            alive,
-            cause,
-        });
+    /// Something of it has changed.
+    pub(super) fn note(&mut self, cause: String) {
+        self.note_at(Instant::now(), self.alive, cause);
     }
-}
 
-/// What brings an interface back that was gone.
-const RESTART: &str = "restart vnicd to drive it again, should it return";
-
-fn attach_word(program: &Program) -> &'static str {
-    match program.mode() {
-        program::AttachMode::Skb => "skb",
-        program::AttachMode::Native | program::AttachMode::Auto => "native",
+    fn note_at(&mut self, at: Instant, alive: bool, cause: String) {
+        self.changes += 1;
+        self.last_change = Some(LastChange { at, alive, cause });
     }
 }

@@ -4,15 +4,18 @@ use std::sync::PoisonError;
 use std::time::Instant;
 
 use vnic_dataplane::counters::{DropCounters, DropReason, PerWorker};
-use vnic_dataplane::fabric::VlanMode;
+use vnic_dataplane::fabric::{NicQueue, VlanMode};
 use vnic_dataplane::group::GroupCounters;
 use vnic_dataplane::nic::{NicRxCounters, NicTxCounters};
+use vnic_dataplane::program::ProgramCounters;
+use vnic_lb::MAX_NICS;
 use vnic_lb::balancer::SessionInfo;
 
 use super::Daemon;
+use super::drive::Drive;
 use super::nic::NicRuntime;
 use super::port::{MacOrigin, PortRuntime};
-use crate::control::protocol::{CallError, Handler, Reply, Request};
+use crate::control::protocol::{CallError, Handler, Reply, Request, Ticket};
 use crate::control::report::{
     BalancerReport, Drops, FrameMemoryReport, NicChange, NicQueueStats, NicReport, NicStats, NicSummary,
     NicsReport, PortReport, PortState, PortStats, PortSummary, PortsReport, QueuePairStats, SessionEnd,
@@ -41,7 +44,7 @@ impl Daemon {
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs(),
             topology: self.config.topology.map(|topology| topology.to_string()),
-            lb: self.config.lb.to_string(),
+            lb: self.balancer.algorithm().to_string(),
             poll: self.config.poll.to_string(),
             workers: (0..self.engine.workers())
                 .map(|index| WorkerSummary {
@@ -124,28 +127,25 @@ impl Daemon {
     fn nics(&self) -> NicsReport {
         let sessions = self.balancer.sessions_per_nic();
         let planned = self.balancer.nics();
-        let weight = |index| {
-            planned
-                .iter()
-                .find(|nic| nic.nic == index)
-                .map_or(0, |nic| nic.weight)
-        };
         let report = |nic: &NicRuntime| {
-            let view = nic.view();
+            let in_balancer = planned.iter().find(|known| known.nic == nic.index());
+            let drive = nic.drive.as_ref();
             NicReport {
                 id: nic.id().to_owned(),
                 ifname: nic.interface.name.clone(),
                 mac: nic.mac().to_string(),
                 driver: nic.interface.driver.clone(),
                 mtu: nic.interface.mtu,
-                queues: u32::try_from(view.queues.len()).unwrap_or(u32::MAX),
-                attach: nic.attach_mode().to_owned(),
-                zero_copy: nic.zero_copy,
-                multi_buffer: nic.multi_buffer,
-                weight: weight(view.state.index),
+                queues: nic.queues(),
+                attach: drive.map_or("-", |drive| drive.attach_word()).to_owned(),
+                zero_copy: drive.is_some_and(|drive| drive.zero_copy),
+                multi_buffer: drive.is_some_and(|drive| drive.multi_buffer),
+                weight: in_balancer.map_or(0, |nic| nic.weight),
+                drained: in_balancer.is_some_and(|nic| nic.drained),
+                present: drive.is_some(),
                 alive: self.is_alive(nic),
-                carrier: nic.has_carrier(),
-                sessions: sessions.get(usize::from(view.state.index)).copied().unwrap_or(0),
+                carrier: drive.is_some() && nic.link.has_carrier(),
+                sessions: sessions.get(usize::from(nic.index())).copied().unwrap_or(0),
                 last_change: nic.last_change.as_ref().map(|change| NicChange {
                     ago_ms: u64::try_from(change.at.elapsed().as_millis()).unwrap_or(u64::MAX),
                     alive: change.alive,
@@ -161,11 +161,14 @@ impl Daemon {
     }
 
     fn is_alive(&self, nic: &NicRuntime) -> bool {
-        self.balancer.alive().contains(nic.view().state.index)
+        self.balancer.alive().contains(nic.index())
     }
 
     fn sessions(&self, limit: usize) -> Reply {
-        let ids: Vec<String> = self.nics.iter().map(|nic| nic.id().to_owned()).collect();
+        let mut ids = vec![String::new(); MAX_NICS];
+        for nic in &self.nics {
+            nic.id().clone_into(&mut ids[usize::from(nic.index())]);
+        }
         let sessions = match limit {
             0 => Vec::new(),
             limit => self.balancer.sessions(self.engine.now(), limit),
@@ -182,7 +185,7 @@ impl Daemon {
 }
 
 impl Handler for Daemon {
-    fn call(&mut self, request: &Request) -> Result<Reply, CallError> {
+    fn call(&mut self, ticket: Ticket, request: &Request) -> Result<Reply, CallError> {
         match request {
             Request::Status => Reply::report(&self.status()),
             Request::Stats => Reply::report(&self.stats()),
@@ -191,6 +194,14 @@ impl Handler for Daemon {
             Request::Ports => Reply::report(&PortsReport {
                 ports: self.ports.iter().map(port_report).collect(),
             }),
+            Request::Events { after, wait_s } => self.events_after(ticket, *after, *wait_s),
+            Request::Explain { flow } => self.explain(flow),
+            Request::LbSet { algorithm } => self.set_algorithm(ticket, algorithm),
+            Request::NicAdd { nic } => self.add_nic(ticket, nic),
+            Request::NicRemove { nic } => self.remove_nic(ticket, nic),
+            Request::NicSet { nic, weight } => self.set_weight(ticket, nic, *weight),
+            Request::NicDrain { nic } => self.set_drained(ticket, nic, true),
+            Request::NicUndrain { nic } => self.set_drained(ticket, nic, false),
         }
     }
 }
@@ -289,10 +300,9 @@ fn port_stats(port: &PortRuntime) -> PortStats {
     }
 }
 
-fn nic_stats(nic: &NicRuntime) -> NicStats {
-    let view = nic.view();
-    let queue = |index: usize| {
-        let queue = &view.queues[index];
+/// What a NIC's sockets, tap and program count now; they begin with 0 each time it is opened.
+pub(super) fn socket_counters(drive: &Drive) -> SocketCounters {
+    let queue = |(index, queue): (usize, &NicQueue)| {
         // A worker holds these for a burst at a time, far less than an operator notices.
         let rx: NicRxCounters = queue.rx.lock().unwrap_or_else(PoisonError::into_inner).counters();
         let tx: NicTxCounters = queue.tx.lock().tx().counters();
@@ -312,12 +322,59 @@ fn nic_stats(nic: &NicRuntime) -> NicStats {
             kick_errors: tx.kick_errors,
         }
     };
-    let queues: Vec<NicQueueStats> = (0..view.queues.len()).map(queue).collect();
-    let group = view.group.as_ref().map_or_else(GroupCounters::default, |group| {
-        group.lock().unwrap_or_else(PoisonError::into_inner).counters()
-    });
-    let program = nic.program().counters().unwrap_or_default();
-    let mut drops = drops(&view.state.counters, |counters| &counters.drops);
+    let group = drive.nic.group.as_ref();
+    SocketCounters {
+        queues: drive.nic.queues.iter().enumerate().map(queue).collect(),
+        group: group.map_or_else(GroupCounters::default, |group| {
+            group.lock().unwrap_or_else(PoisonError::into_inner).counters()
+        }),
+        program: drive.program.counters().unwrap_or_default(),
+    }
+}
+
+/// See [`socket_counters`].
+#[derive(Debug, Default, Clone)]
+pub(super) struct SocketCounters {
+    queues: Vec<NicQueueStats>,
+    group: GroupCounters,
+    program: ProgramCounters,
+}
+
+impl SocketCounters {
+    /// Both together: of earlier sockets, and of later ones.
+    pub(super) fn plus(mut self, later: &SocketCounters) -> SocketCounters {
+        for queue in &later.queues {
+            let Some(sum) = self.queues.get_mut(queue.index) else {
+                self.queues.push(*queue);
+                continue;
+            };
+            sum.rx = add(sum.rx, queue.rx);
+            sum.tx = add(sum.tx, queue.tx);
+            sum.kernel_dropped += queue.kernel_dropped;
+            sum.kernel_invalid += queue.kernel_invalid;
+            sum.kicks += queue.kicks;
+            sum.kick_errors += queue.kick_errors;
+        }
+        self.group.frames += later.group.frames;
+        self.group.bytes += later.group.bytes;
+        self.group.kernel_dropped += later.group.kernel_dropped;
+        self.group.no_chunk += later.group.no_chunk;
+        self.group.malformed += later.group.malformed;
+        self.program.redirected += later.program.redirected;
+        self.program.passed += later.program.passed;
+        self
+    }
+}
+
+fn nic_stats(nic: &NicRuntime) -> NicStats {
+    let now = nic.drive.as_ref().map(socket_counters).unwrap_or_default();
+    let SocketCounters {
+        queues,
+        group,
+        program,
+    } = nic.before.clone().plus(&now);
+    let counters = &nic.state.counters;
+    let mut drops = drops(counters, |counters| &counters.drops);
     for (reason, count) in [
         ("group_ring_full", group.kernel_dropped),
         ("group_no_chunk", group.no_chunk),
@@ -336,6 +393,7 @@ fn nic_stats(nic: &NicRuntime) -> NicStats {
             frames: group.frames,
             bytes: group.bytes,
         },
+        redriven: counters.sum(|counters| counters.redriven.get()),
         xdp_redirected: program.redirected,
         xdp_passed: program.passed,
         drops,

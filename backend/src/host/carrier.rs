@@ -9,45 +9,15 @@ use std::os::unix::fs::FileExt;
 
 use super::interface::IFF_UP;
 
-/// Why a link's state changed.
+/// What a link was seen to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    /// The driver reported carrier loss.
-    CarrierLost,
-    /// The driver reported carrier.
-    CarrierBack,
-    /// The carrier went and came back between two looks; frames sent meanwhile may be lost.
-    Flapped,
-    /// The administrator set the interface down.
-    SetDown,
-    /// The administrator set the interface up.
-    SetUp,
-    /// The interface is gone from this network namespace; the watch stays in this state for good.
-    Vanished,
-}
-
-impl Cause {
-    /// A word for reports and logs.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Cause::CarrierLost => "carrier lost",
-            Cause::CarrierBack => "carrier back",
-            Cause::Flapped => "carrier flapped",
-            Cause::SetDown => "set down",
-            Cause::SetUp => "set up",
-            Cause::Vanished => "vanished",
-        }
-    }
-}
-
-/// A change since the last look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Change {
-    /// Whether the link can carry frames now.
-    pub up: bool,
-    /// Why that changed (or, for a flap, that it did for a while).
-    pub cause: Cause,
+pub struct LinkState {
+    /// The interface is there, and the administrator has set it up.
+    pub usable: bool,
+    /// It has a carrier.
+    pub carrier: bool,
+    /// How often the carrier was lost so far, by the kernel's count: what was over before anybody looked is in it.
+    pub losses: u32,
 }
 
 /// Watches one interface through sysfs files that stay open.
@@ -97,10 +67,14 @@ impl CarrierWatch {
         })
     }
 
-    /// Whether the link could carry frames at the last look.
+    /// What the last look found.
     #[must_use]
-    pub fn up(&self) -> bool {
-        !self.gone && self.seen.admin_up && self.carrier
+    pub fn state(&self) -> LinkState {
+        LinkState {
+            usable: !self.gone && self.seen.admin_up,
+            carrier: !self.gone && self.carrier,
+            losses: self.seen.downs,
+        }
     }
 
     /// Whether the interface is gone.
@@ -110,47 +84,37 @@ impl CarrierWatch {
     }
 
     /// The kernel said that the interface left this network namespace, which its files do not tell while it exists elsewhere.
-    /// Returns the change, if it was not known.
-    pub fn left(&mut self) -> Option<Change> {
-        let known = std::mem::replace(&mut self.gone, true);
-        (!known).then_some(Change {
-            up: false,
-            cause: Cause::Vanished,
-        })
+    pub fn left(&mut self) {
+        self.gone = true;
     }
 
-    /// Looks again: three short reads. Never waits for the kernel's RTNL lock unless there is good news to confirm.
-    pub fn poll(&mut self) -> Option<Change> {
+    /// The cheapest look: one short read, which finds that a carrier was lost since the last [`CarrierWatch::poll`], or that the
+    /// interface is gone. `true`: poll.
+    #[must_use]
+    pub fn glance(&self) -> bool {
+        !self.gone && number(&self.files.down_count, 10).ok() != Some(self.seen.downs)
+    }
+
+    /// Looks again: three short reads; returns whether anything differs. Never waits for the kernel's RTNL lock unless there is good
+    /// news to confirm.
+    pub fn poll(&mut self) -> bool {
         if self.gone {
-            return None;
+            return false;
         }
-        let was_up = self.up();
         let Ok(now) = self.files.look() else {
             self.gone = true;
-            return Some(Change {
-                up: false,
-                cause: Cause::Vanished,
-            });
+            return true;
         };
         let before = std::mem::replace(&mut self.seen, now);
         if now == before {
-            return None;
+            return false;
         }
         let downs = now.downs.wrapping_sub(before.downs);
         let ups = now.ups.wrapping_sub(before.ups);
         // Losses and returns alternate, so the counts alone tell the state; only "up" is worth a slower confirmation.
         let carrier_by_counts = if downs == ups { self.carrier } else { ups > downs };
         self.carrier = (carrier_by_counts || now.admin_up && !before.admin_up) && self.files.carrier();
-        let up = self.up();
-        let cause = match (was_up, up) {
-            (true, true) if downs > 0 => Cause::Flapped,
-            (true, true) | (false, false) => return None,
-            (true, false) if !now.admin_up => Cause::SetDown,
-            (true, false) => Cause::CarrierLost,
-            (false, true) if !before.admin_up => Cause::SetUp,
-            (false, true) => Cause::CarrierBack,
-        };
-        Some(Change { up, cause })
+        true
     }
 }
 
@@ -224,30 +188,32 @@ mod tests {
         }
     }
 
+    fn state(usable: bool, carrier: bool, losses: u32) -> LinkState {
+        LinkState {
+            usable,
+            carrier,
+            losses,
+        }
+    }
+
     #[test]
     fn loss_is_believed_from_the_counts_alone_and_return_is_confirmed() {
         let fake = Fake::new();
         let mut watch = fake.watch();
-        assert!(watch.up());
-        assert_eq!(watch.poll(), None);
+        assert_eq!(watch.state(), state(true, true, 4));
+        assert!(!watch.glance() && !watch.poll());
         fake.set("carrier_down_count", "5");
-        assert_eq!(
-            watch.poll(),
-            Some(Change {
-                up: false,
-                cause: Cause::CarrierLost
-            }),
-            "`carrier` still says 1"
-        );
-        assert_eq!(watch.poll(), None);
+        assert!(watch.glance() && watch.poll());
+        assert_eq!(watch.state(), state(true, false, 5), "`carrier` still says 1");
+        assert!(!watch.glance() && !watch.poll());
         fake.set("carrier_up_count", "6");
-        assert_eq!(
-            watch.poll(),
-            Some(Change {
-                up: true,
-                cause: Cause::CarrierBack
-            })
-        );
+        fake.set("carrier", "0");
+        assert!(!watch.glance() && watch.poll());
+        assert_eq!(watch.state(), state(true, false, 5), "not confirmed");
+        fake.set("carrier_up_count", "7");
+        fake.set("carrier", "1");
+        assert!(watch.poll());
+        assert_eq!(watch.state(), state(true, true, 5));
     }
 
     #[test]
@@ -256,14 +222,8 @@ mod tests {
         let mut watch = fake.watch();
         fake.set("carrier_down_count", "6");
         fake.set("carrier_up_count", "7");
-        assert_eq!(
-            watch.poll(),
-            Some(Change {
-                up: true,
-                cause: Cause::Flapped
-            })
-        );
-        assert!(watch.up());
+        assert!(watch.glance() && watch.poll());
+        assert_eq!(watch.state(), state(true, true, 6));
     }
 
     #[test]
@@ -272,22 +232,11 @@ mod tests {
         let mut watch = fake.watch();
         fake.set("flags", "0x1002");
         fake.set("carrier", "");
-        assert_eq!(
-            watch.poll(),
-            Some(Change {
-                up: false,
-                cause: Cause::SetDown
-            })
-        );
+        assert!(watch.poll() && !watch.state().usable);
         fake.set("flags", "0x1003");
         fake.set("carrier", "1");
-        assert_eq!(
-            watch.poll(),
-            Some(Change {
-                up: true,
-                cause: Cause::SetUp
-            })
-        );
+        assert!(watch.poll());
+        assert_eq!(watch.state(), state(true, true, 4));
     }
 
     #[test]
@@ -295,14 +244,9 @@ mod tests {
         let fake = Fake::new();
         let mut watch = fake.watch();
         fake.set("flags", "");
-        assert_eq!(
-            watch.poll(),
-            Some(Change {
-                up: false,
-                cause: Cause::Vanished
-            })
-        );
-        assert_eq!(watch.poll(), None);
-        assert!(!watch.up() && watch.vanished());
+        assert!(watch.poll() && watch.vanished());
+        fake.set("flags", "0x1003");
+        assert!(!watch.poll() && !watch.glance());
+        assert_eq!(watch.state(), state(false, false, 4));
     }
 }

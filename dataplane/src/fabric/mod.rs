@@ -11,7 +11,7 @@ mod slot;
 pub mod vlan;
 
 pub use mac_table::MacTable;
-pub use nic::{Nic, NicQueue, NicSender, NicState};
+pub use nic::{Nic, NicQueue, NicSender, NicState, Serviced};
 pub use port::{Port, PortState, Proposal, QueuePair, Ring};
 pub use slot::{PutOutcome, Shared, Stock};
 pub use vlan::{VlanMode, VlanSet};
@@ -124,6 +124,14 @@ impl Fabric {
     #[must_use]
     pub fn with_host_macs(self, host_macs: Arc<[Mac]>) -> Fabric {
         Fabric { host_macs, ..self }
+    }
+
+    /// The NIC that group frames leave by: the lowest that is in `alive` (bit i is NIC i). All workers agree on it, and it changes
+    /// only when a NIC dies or comes back.
+    #[must_use]
+    pub fn designated(&self, alive: u32) -> Option<usize> {
+        let lowest = alive.trailing_zeros() as usize;
+        (lowest < self.nics.len()).then_some(lowest)
     }
 
     /// The port with this address that frames of `vlan` may reach.

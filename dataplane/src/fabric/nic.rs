@@ -1,9 +1,10 @@
 //! A host NIC as the workers see it.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
+use vnic_lb::Millis;
 use vnic_lb::mac::Mac;
 use vnic_lb::nics::NicIndex;
 
@@ -16,6 +17,15 @@ use crate::nic::{NicRx, NicTx};
 /// Frames that wait for a TX ring that another worker holds.
 const HAND_OFF: usize = 1024;
 
+/// Frames that the kernel refused, kept until it is known whether their NIC is lost.
+const MAX_REFUSED: usize = 512;
+
+/// How long refused frames are kept: several times what finding out takes.
+const VERDICT_MS: Millis = 5;
+
+/// Calls of [`NicSender::service`] between two kicks of a lost NIC, whose kernel side may answer nothing but errors.
+const LOST_KICK_EVERY: u32 = 16;
+
 /// What of a NIC outlives its sockets: its identity and its counters.
 #[derive(Debug)]
 pub struct NicState {
@@ -27,9 +37,27 @@ pub struct NicState {
     pub counters: PerWorker<NicCounters>,
     /// Bytes of the largest payload, as it is now.
     pub mtu: AtomicU32,
+    /// The NIC died: whoever looks after its queues sends copies of the frames in flight by other NICs. Set after the NIC was
+    /// taken out of the balancer's alive set, and cleared before it goes back there.
+    pub lost: AtomicBool,
+    /// The kernel has refused frames since somebody last looked at the NIC's link.
+    pub suspect: AtomicBool,
 }
 
 impl NicState {
+    /// A NIC that is not lost.
+    #[must_use]
+    pub fn new(index: NicIndex, id: String, workers: usize, mtu: u32) -> NicState {
+        NicState {
+            index,
+            id,
+            counters: PerWorker::new(workers),
+            mtu: AtomicU32::new(mtu),
+            lost: AtomicBool::new(false),
+            suspect: AtomicBool::new(false),
+        }
+    }
+
     /// The longest frame that can leave by it: addresses, type and up to two VLAN tags come before the payload.
     #[must_use]
     pub fn max_frame(&self) -> usize {
@@ -42,6 +70,21 @@ impl NicState {
 pub struct NicSender {
     tx: Box<dyn NicTx>,
     burst: VecDeque<Frame>,
+    /// Copies of what the kernel refused, until the NIC is known to be lost (they go by another one) or alive (it had no room).
+    refused: Vec<Frame>,
+    /// When the first of them was refused.
+    refused_at: Option<Millis>,
+    /// Calls of [`NicSender::service`] since the NIC was last kicked although lost.
+    unkicked: u32,
+}
+
+/// What looking after a queue found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Serviced {
+    /// Refused frames that were given up, since their NIC is alive.
+    pub refused: u64,
+    /// The kernel has begun to refuse frames: somebody should look at the link now.
+    pub suspect: bool,
 }
 
 impl NicSender {
@@ -49,6 +92,9 @@ impl NicSender {
         NicSender {
             tx,
             burst: VecDeque::with_capacity(HAND_OFF),
+            refused: Vec::with_capacity(MAX_REFUSED),
+            refused_at: None,
+            unkicked: 0,
         }
     }
 
@@ -57,7 +103,7 @@ impl NicSender {
         self.burst.extend(frames.drain(..));
         self.tx.send(&mut self.burst);
         self.tx.flush();
-        if !self.burst.is_empty() && self.tx.reap(chunks) > 0 {
+        if !self.burst.is_empty() && self.reap(chunks) > 0 {
             self.tx.send(&mut self.burst);
             self.tx.flush();
         }
@@ -69,15 +115,66 @@ impl NicSender {
         dropped
     }
 
-    /// Upkeep of a queue that has frames in flight: takes sent chunks back and reminds the kernel of the others.
-    /// Returns whether any are still in flight.
-    pub fn service(&mut self, chunks: &mut ChunkCache) -> bool {
-        if self.tx.in_flight() == 0 {
-            return false;
+    /// Upkeep of a queue that has frames in flight: takes sent chunks back and reminds the kernel of the others. Of a NIC that is
+    /// lost, appends a copy of every frame that was not sent to `rescued`.
+    pub fn service(
+        &mut self,
+        chunks: &mut ChunkCache,
+        now: Millis,
+        lost: bool,
+        rescued: &mut Vec<Frame>,
+    ) -> Serviced {
+        if !self.is_pending() {
+            return Serviced::default();
         }
-        self.tx.reap(chunks);
+        self.reap(chunks);
+        if lost {
+            rescued.append(&mut self.refused);
+            self.refused_at = None;
+            self.tx.copy_in_flight(chunks, rescued);
+            self.unkicked += 1;
+            if self.unkicked >= LOST_KICK_EVERY {
+                // What the kernel drops now need not be sent when the NIC is back.
+                self.unkicked = 0;
+                self.tx.flush();
+            }
+            return Serviced::default();
+        }
         self.tx.flush();
-        self.tx.in_flight() > 0
+        self.tx.copy_refused(chunks, &mut self.refused);
+        let mut serviced = Serviced::default();
+        if self.refused.is_empty() {
+            return serviced;
+        }
+        match self.refused_at {
+            None => {
+                self.refused_at = Some(now);
+                serviced.suspect = true;
+            }
+            Some(since) if now.wrapping_sub(since) < VERDICT_MS && self.refused.len() <= MAX_REFUSED => {}
+            Some(_) => {
+                serviced.refused = self.refused.len() as u64;
+                self.clear(chunks);
+            }
+        }
+        serviced
+    }
+
+    /// Whether frames are in flight, or wait for a verdict.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        self.tx.in_flight() > 0 || !self.refused.is_empty()
+    }
+
+    /// Gives up what waits here, before the queue goes.
+    pub fn clear(&mut self, chunks: &mut ChunkCache) {
+        self.refused_at = None;
+        self.refused.drain(..).for_each(|frame| chunks.free(frame));
+    }
+
+    fn reap(&mut self, chunks: &mut ChunkCache) -> usize {
+        self.tx.copy_refused(chunks, &mut self.refused);
+        self.tx.reap(chunks)
     }
 
     /// The driver side, for counters.
@@ -123,6 +220,28 @@ pub struct Nic {
 }
 
 impl Nic {
+    /// The NIC while it has no sockets: nothing is received, and what is sent by it is dropped. Keeps the place of the others, whose
+    /// positions mean something.
+    #[must_use]
+    pub fn absent(state: Arc<NicState>, mac: Mac) -> Nic {
+        Nic {
+            state,
+            mac,
+            queues: Box::default(),
+            group: None,
+            partial_checksums: false,
+        }
+    }
+
+    /// Frees what waits for the queues' rings: for the control thread, once no worker uses the NIC any more. What is on the rings
+    /// is quarantined when this is dropped.
+    pub fn clear(&self, chunks: &mut ChunkCache) {
+        for queue in &self.queues {
+            queue.tx.lock().clear(chunks);
+            queue.tx.clear(chunks);
+        }
+    }
+
     /// The queue that `worker` sends by; `None` if there is none. Each worker keeps to one, so a session's frames stay in order
     /// and the lock is seldom contended.
     #[must_use]

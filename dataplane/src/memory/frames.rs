@@ -387,6 +387,15 @@ impl FrameMemory {
         unsafe { self.region.bytes_mut(start, len) }
     }
 
+    /// The bytes of a segment that is on its way out: only for who holds the sending half of the queue that the chunk's state
+    /// names, and found it in state Tx.
+    fn sending_segment(&self, index: u32) -> &[u8] {
+        let (start, len) = self.extent(index);
+        // SAFETY: in state Tx a chunk has no writer: the kernel only reads what is on a TX ring, and the chunk can leave that state
+        // only by the sending half (a completion), which the caller holds for as long as it uses the slice.
+        unsafe { self.region.bytes(start, len) }
+    }
+
     fn extent(&self, index: u32) -> (usize, usize) {
         let chunk = self.chunk(index);
         let offset = usize::from(chunk.offset.load(Ordering::Relaxed));

@@ -167,6 +167,7 @@ impl MemoryTx {
         let count = frame.segment_count();
         self.frames_in_flight -= 1;
         self.chunks_in_flight -= count;
+        self.counters.completed += count as u64;
         self.wire.memory.mark_sent(self.wire.owner, &frame);
         chunks.free(frame);
         count
@@ -208,6 +209,22 @@ impl NicTx for MemoryTx {
 
     fn in_flight(&self) -> usize {
         self.chunks_in_flight
+    }
+
+    /// The lost NIC of the twin sends nothing more: what was not collected is completed.
+    fn copy_in_flight(&mut self, chunks: &mut ChunkCache, out: &mut Vec<Frame>) {
+        loop {
+            let Some(frame) = self.wire.sending.pop().or_else(|| self.queued.pop_front()) else {
+                return;
+            };
+            self.frames_in_flight -= 1;
+            self.chunks_in_flight -= frame.segment_count();
+            self.wire.memory.mark_sent(self.wire.owner, &frame);
+            if let Some(copy) = self.wire.memory.copy_of(chunks, &frame) {
+                out.push(copy);
+            }
+            chunks.free(frame);
+        }
     }
 
     fn counters(&self) -> NicTxCounters {

@@ -40,6 +40,14 @@ pub trait NicTx: Send {
     /// Chunks handed to the kernel and not yet completed.
     fn in_flight(&self) -> usize;
 
+    /// Appends copies of the frames that the kernel has refused since the last call (it completes them all the same), oldest first. Call
+    /// it before [`NicTx::reap`], which gives their bytes up.
+    fn copy_refused(&mut self, _chunks: &mut ChunkCache, _out: &mut Vec<Frame>) {}
+
+    /// Appends copies of the frames that were handed to the kernel, are not completed, and were not copied before, oldest first: for a
+    /// NIC that is lost. The frames themselves stay with the kernel, which may still send them.
+    fn copy_in_flight(&mut self, chunks: &mut ChunkCache, out: &mut Vec<Frame>);
+
     /// Counters since the socket was made.
     fn counters(&self) -> NicTxCounters;
 }
@@ -66,6 +74,12 @@ pub struct NicTxCounters {
     pub bytes: u64,
     /// Kicks that the kernel answered with an error other than "try again" (the interface down, a frame dropped).
     pub kick_errors: u64,
+    /// Of these, those that say that the interface cannot send at all.
+    pub hard_errors: u64,
+    /// The last such error number.
+    pub hard_errno: i32,
+    /// Chunks that the kernel has given back.
+    pub completed: u64,
     /// Descriptors the kernel called invalid (XDP_STATISTICS).
     pub kernel_invalid: u64,
     /// Kicks (system calls) made.

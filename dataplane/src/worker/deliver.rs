@@ -1,5 +1,7 @@
 //! Frames sorted by destination, and their way into guest RX rings and NIC TX rings, a burst at a time.
 
+use std::sync::atomic::Ordering;
+
 use vnic_lb::MAX_NICS;
 use vnic_lb::parse::parse;
 
@@ -239,10 +241,11 @@ impl Context {
         }
     }
 
-    /// Whether a NIC queue that this worker looks after still has frames in flight.
+    /// Whether a NIC queue that this worker looks after still has frames in flight. Those of a lost NIC may stay for ever.
     pub(super) fn in_flight(&self, fabric: &Fabric) -> bool {
-        self.senders(fabric)
-            .any(|tx| tx.try_lock().is_none_or(|sender| sender.tx().in_flight() > 0))
+        self.senders(fabric).any(|(nic, tx)| {
+            !nic.state.lost.load(Ordering::Relaxed) && tx.try_lock().is_none_or(|sender| sender.is_pending())
+        })
     }
 
     /// Looks after what this worker sent by queues of other shares; returns whether it must do so again at once.
@@ -257,12 +260,15 @@ impl Context {
 
     /// Whether another worker handed frames to such a queue, perhaps while [`Context::in_flight`] held it.
     pub(super) fn handed_off(&self, fabric: &Fabric) -> bool {
-        self.senders(fabric).any(Shared::has_handed_off)
+        self.senders(fabric).any(|(_, tx)| tx.has_handed_off())
     }
 
-    fn senders<'a>(&self, fabric: &'a Fabric) -> impl Iterator<Item = &'a Shared<NicSender>> {
+    fn senders<'a>(&self, fabric: &'a Fabric) -> impl Iterator<Item = (&'a Nic, &'a Shared<NicSender>)> {
         let share = &fabric.shares[self.index];
         let queues = share.nic_queues.iter().chain(&share.nic_tx);
-        queues.map(|&(nic, queue)| &fabric.nics[nic].queues[queue].tx)
+        queues.map(|&(nic, queue)| {
+            let nic = &*fabric.nics[nic];
+            (nic, &nic.queues[queue].tx)
+        })
     }
 }

@@ -125,12 +125,9 @@ impl Context {
         if fabric.nics.is_empty() {
             return self.stock.chunks.free(frame);
         }
-        // The lowest NIC that is alive: all workers agree on it, and it changes only when a NIC dies or comes back.
-        let designated = self.balancer.alive().snapshot().trailing_zeros() as usize;
-        if designated < fabric.nics.len() {
-            self.staged.nic(designated, frame);
-        } else {
-            self.drop_from_guest(port, frame, DropReason::NoNicAlive);
+        match fabric.designated(self.balancer.alive().snapshot()) {
+            Some(nic) => self.staged.nic(nic, frame),
+            None => self.drop_from_guest(port, frame, DropReason::NoNicAlive),
         }
     }
 

@@ -25,8 +25,10 @@ impl Context {
     pub(super) fn service_nic(&mut self, fabric: &Fabric, nic_at: usize, queue_at: usize) -> usize {
         let nic = &fabric.nics[nic_at];
         let tx = &nic.queues[queue_at].tx;
-        if let Some(mut sender) = tx.try_lock() {
-            sender.service(&mut self.stock.chunks);
+        if let Some(mut sender) = tx.try_lock()
+            && sender.is_pending()
+        {
+            self.look_after(&nic.state, &mut sender);
         }
         let counters = nic.state.counters.of(self.index);
         let owing = tx.drain(&mut self.stock, |sender, chunks, frames| {
@@ -34,7 +36,7 @@ impl Context {
                 .drops
                 .add(DropReason::NicRingFull, sender.send(chunks, frames));
         });
-        usize::from(owing)
+        usize::from(owing) + self.redrive(fabric, nic)
     }
 
     /// Takes one burst of a NIC's group copies.

@@ -6,6 +6,7 @@
 mod deliver;
 mod from_guest;
 mod from_nic;
+mod redrive;
 mod sort;
 #[cfg(test)]
 mod tests;
@@ -51,6 +52,10 @@ struct Context {
     choices: Vec<Option<NicIndex>>,
     /// Frames by destination.
     staged: Staged,
+    /// Copies of frames that a lost NIC had, beside what the balancer is told of them and what it answers.
+    rescued: Vec<Frame>,
+    rescued_observed: Burst,
+    rescued_choices: Vec<Option<NicIndex>>,
 }
 
 /// Runs worker `index` until the engine stops.
@@ -69,6 +74,9 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
         observed: Burst::with_capacity(BURST),
         choices: Vec::with_capacity(BURST),
         staged: Staged::new(),
+        rescued: Vec::new(),
+        rescued_observed: Burst::default(),
+        rescued_choices: Vec::new(),
     };
     let mut fabric = shared.fabric.load_full();
     shared.acknowledge(index, fabric.generation);

@@ -2,5 +2,6 @@
 
 mod concurrency;
 mod lab;
+mod redrive;
 mod rings;
 mod switching;

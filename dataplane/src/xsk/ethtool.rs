@@ -28,6 +28,10 @@ pub struct Ethtool {
     request: libc::ifreq,
 }
 
+// SAFETY: what keeps `ifreq` from being Send is a pointer that it may hold. This one holds none (zeros, and a name): `ask` puts one into
+// a copy of its own.
+unsafe impl Send for Ethtool {}
+
 /// A feature of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Feature {

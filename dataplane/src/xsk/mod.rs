@@ -15,4 +15,5 @@ mod tx;
 
 pub use rx::XskRx;
 pub use socket::{XskConfig, XskError, XskInfo, ZeroCopy, open_queue};
+pub(crate) use syscall::run_first;
 pub use tx::XskTx;

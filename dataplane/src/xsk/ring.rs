@@ -141,6 +141,23 @@ impl<T: Copy> Producer<T> {
         self.published.wrapping_sub(self.consumed)
     }
 
+    /// Index behind the last entry that was published.
+    pub(super) fn published(&self) -> u32 {
+        self.published
+    }
+
+    /// Index of the first entry that the consumer is not known to have taken.
+    pub(super) fn consumed(&self) -> u32 {
+        self.consumed
+    }
+
+    /// What was written at `index`, one of the last [`Producer::size`] before [`Producer::published`].
+    pub(super) fn written(&self, index: u32) -> T {
+        // SAFETY: the entry is inside the ring. Every entry holds a value: we wrote it, or it is still zero as the kernel made the ring,
+        // and `T` is a plain structure of integers. The consumer never writes entries, and we do not while `self` is borrowed.
+        unsafe { self.parts.entry(index).read() }
+    }
+
     /// The kernel asks to be woken (XDP_RING_NEED_WAKEUP).
     pub(super) fn needs_wakeup(&self) -> bool {
         // The kernel sets the flag before it looks at the ring a last time, and we read it after the index is stored. The fence

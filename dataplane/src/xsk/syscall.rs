@@ -237,3 +237,16 @@ impl Drop for Mapping {
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
     }
 }
+
+/// Has the calling thread run before every ordinary one (SCHED_FIFO, lowest priority), and none of its children: sched(7).
+pub(crate) fn run_first() -> io::Result<()> {
+    // SAFETY: every bit pattern of the structure is valid, zeros too.
+    let mut parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+    parameters.sched_priority = 1;
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: the kernel reads one structure, which lives across the call; 0 is the calling thread.
+    match unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

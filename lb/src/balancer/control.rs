@@ -11,13 +11,11 @@ use crate::plan::Planner;
 use crate::policy::Algorithm;
 use crate::rebalance::{Rebalancer, gap_ms};
 use crate::signals::{Meter, capacities};
-use crate::{Clock, Millis};
+use crate::{Clock, MAX_NICS, Millis};
 
 /// What changes are made of.
 pub(super) struct Control {
     planner: Planner,
-    /// NICs that have been alive: one that is alive again is in slow start, those of the start are not.
-    seen: u32,
     meter: Meter,
     rebalancer: Rebalancer,
 }
@@ -26,7 +24,6 @@ impl Control {
     pub(super) fn new(planner: Planner) -> Control {
         Control {
             planner,
-            seen: 0,
             meter: Meter::default(),
             rebalancer: Rebalancer::new(),
         }
@@ -125,7 +122,7 @@ impl Balancer {
     pub fn add_nic(&self, info: &NicInfo) -> Result<NicIndex, NicError> {
         let mut control = self.control();
         let nic = control.planner.add(info)?;
-        control.seen |= 1 << nic;
+        self.seen.fetch_or(1 << nic, Relaxed);
         self.signals.forget(nic);
         self.publish(&mut control);
         Ok(nic)
@@ -145,22 +142,21 @@ impl Balancer {
         Ok(self.counters.sessions(nic))
     }
 
-    /// Marks a NIC alive or dead; returns whether that is new. Loss is one atomic store, and takes no lock. A NIC that
-    /// comes back is in slow start for [`crate::policy::SLOW_START_MS`].
+    /// Marks a NIC alive or dead; returns whether that is new. Takes no lock: whoever watches the links must not wait for a
+    /// slot table. A NIC that comes back is in slow start for [`crate::policy::SLOW_START_MS`].
     pub fn set_alive(&self, nic: NicIndex, alive: bool, now: Millis) -> bool {
         if !alive {
             return self.alive.set(nic, false);
         }
-        let mut control = self.control();
-        let Ok(state) = control.planner.nic(nic) else {
+        if !has(self.plan.load().present, nic) {
             return false;
-        };
-        let bit = 1u32 << state.nic;
-        if control.seen & bit != 0 && !self.alive.contains(nic) {
-            self.returned[usize::from(nic)].store(now, Relaxed);
+        }
+        let bit = 1u32 << (nic % 32);
+        let seen = self.seen.fetch_or(bit, Relaxed) & bit != 0;
+        if seen && !self.alive.contains(nic) {
+            self.returned[usize::from(nic) % MAX_NICS].store(now, Relaxed);
             self.warming.fetch_or(bit, Relaxed);
         }
-        control.seen |= bit;
         self.alive.set(nic, true)
     }
 

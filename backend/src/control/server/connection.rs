@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use crate::control::protocol::{CallError, ErrorCode, Handler, MAX_LINE, Reply, Request};
+use crate::control::protocol::{CallError, ErrorCode, Handler, MAX_LINE, Reply, Request, Ticket};
 use crate::control::report::SessionReport;
 
 /// Output that is prepared ahead of what the client has read; the rest of a long list stays unwritten.
@@ -17,6 +17,8 @@ pub(super) enum Next {
     Read,
     /// Room for the rest of an answer.
     Write,
+    /// The daemon's answer.
+    Wait,
     /// Nothing: it is over.
     Close,
 }
@@ -28,11 +30,13 @@ pub(super) struct Connection {
     /// Bytes of `output` that are written.
     written: usize,
     /// The rest of a list, and whether an entry of it was written already.
-    rest: Option<(Box<dyn Iterator<Item = SessionReport>>, bool)>,
+    rest: Option<(Box<dyn Iterator<Item = SessionReport> + Send>, bool)>,
     /// The client will send nothing more.
     input_ended: bool,
     /// Close once the output is written.
     closing: bool,
+    /// The answer comes later.
+    waiting: bool,
     last_progress: Instant,
 }
 
@@ -46,6 +50,7 @@ impl Connection {
             rest: None,
             input_ended: false,
             closing: false,
+            waiting: false,
             last_progress: now,
         }
     }
@@ -56,26 +61,43 @@ impl Connection {
 
     /// An idle client may stay; one that owes us something may not stay for ever.
     pub fn is_stalled(&self, now: Instant, timeout: Duration) -> bool {
-        let owes = self.output_pending() || !self.input.is_empty();
+        let owes = self.output_pending() || !self.input.is_empty() && !self.waiting;
         owes && now.saturating_duration_since(self.last_progress) >= timeout
     }
 
     /// Reads at most a line's worth, answers at most one request, writes at most one buffer.
-    pub fn progress(&mut self, now: Instant, handler: &mut dyn Handler) -> Next {
-        match self.step(now, handler) {
+    pub fn progress(&mut self, ticket: Ticket, now: Instant, handler: &mut dyn Handler) -> Next {
+        if self.waiting {
+            return Next::Wait;
+        }
+        match self.step(ticket, now, handler) {
             Ok(next) => next,
             // Reset, broken pipe: the client is gone.
             Err(_) => Next::Close,
         }
     }
 
-    fn step(&mut self, now: Instant, handler: &mut dyn Handler) -> io::Result<Next> {
+    /// Whether the daemon owes an answer.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting
+    }
+
+    /// The answer that was to come later.
+    pub fn late_answer(&mut self, now: Instant, answer: Result<Reply, CallError>) {
+        if self.waiting {
+            self.waiting = false;
+            self.last_progress = now;
+            self.put(answer);
+        }
+    }
+
+    fn step(&mut self, ticket: Ticket, now: Instant, handler: &mut dyn Handler) -> io::Result<Next> {
         if !self.output_pending() && !self.closing {
             if !self.has_line() {
                 self.read(now)?;
             }
             if let Some(line) = self.take_line() {
-                self.answer(&line, handler);
+                self.answer(ticket, &line, handler);
             } else if self.input.len() > MAX_LINE {
                 let message = format!("a request line has at most {MAX_LINE} bytes");
                 self.output = CallError::new(ErrorCode::LineTooLong, message)
@@ -84,6 +106,9 @@ impl Connection {
                 self.input = Vec::new();
                 self.closing = true;
             }
+        }
+        if self.waiting {
+            return Ok(Next::Wait);
         }
         self.refill();
         self.write(now)?;
@@ -147,13 +172,18 @@ impl Connection {
         Some(line)
     }
 
-    fn answer(&mut self, line: &[u8], handler: &mut dyn Handler) {
-        if line.trim_ascii().is_empty() {
-            return;
+    fn answer(&mut self, ticket: Ticket, line: &[u8], handler: &mut dyn Handler) {
+        if !line.trim_ascii().is_empty() {
+            let answer = Request::parse(line).and_then(|request| handler.call(ticket, &request));
+            self.put(answer);
         }
+    }
+
+    fn put(&mut self, answer: Result<Reply, CallError>) {
         self.written = 0;
         self.output.clear();
-        match Request::parse(line).and_then(|request| handler.call(&request)) {
+        match answer {
+            Ok(Reply::Later) => self.waiting = true,
             Ok(Reply::Whole(result)) => {
                 self.output = format!("{}\n", serde_json::json!({"ok": true, "result": result})).into_bytes();
             }

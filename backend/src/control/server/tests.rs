@@ -9,12 +9,14 @@ use super::*;
 use crate::control::protocol::{MAX_LINE, Reply, Request};
 use crate::control::report::SessionReport;
 
+#[derive(Default)]
 struct Fake {
     calls: usize,
+    waiting: Vec<Ticket>,
 }
 
 impl Handler for Fake {
-    fn call(&mut self, request: &Request) -> Result<Reply, CallError> {
+    fn call(&mut self, ticket: Ticket, request: &Request) -> Result<Reply, CallError> {
         self.calls += 1;
         match request {
             Request::Sessions { limit } => {
@@ -26,6 +28,10 @@ impl Handler for Fake {
                     total: 1 << 20,
                     sessions: Box::new(std::iter::repeat_n(session, *limit)),
                 })
+            }
+            Request::Events { .. } => {
+                self.waiting.push(ticket);
+                Ok(Reply::Later)
             }
             Request::Nics => Err(CallError::new(ErrorCode::Unavailable, "not now")),
             _ => Ok(Reply::Whole(
@@ -52,7 +58,7 @@ impl Bench {
             _dir: dir,
             path,
             server,
-            handler: Fake { calls: 0 },
+            handler: Fake::default(),
             now: Instant::now(),
         }
     }
@@ -266,4 +272,43 @@ fn the_client_of_the_command_line_speaks_with_it() {
     let gone = Client::connect(&path).unwrap_err();
     assert!(matches!(gone, ClientError::NotRunning { .. }));
     assert!(gone.to_string().contains("start vnicd") && gone.to_string().contains(path.to_str().unwrap()));
+}
+
+#[test]
+fn a_late_answer_holds_nobody_else_and_is_not_missed() {
+    let mut bench = Bench::new();
+    let (mut patient, mut other, mut gone) = (bench.connect(), bench.connect(), bench.connect());
+    let line = br#"{"method":"events"}
+{"method":"status"}
+"#;
+    patient.write_all(line).unwrap();
+    gone.write_all(line).unwrap();
+    bench.turn();
+    bench.turn();
+    assert_eq!((bench.handler.calls, bench.handler.waiting.len()), (2, 2));
+    other.write_all(b"{\"method\":\"status\"}\n").unwrap();
+    assert_eq!(bench.line(&mut other).unwrap()["ok"], true);
+    // Waiting is not stalling, however long it takes.
+    bench.now += 10 * STALL_TIMEOUT;
+    drop(gone);
+    bench.turn();
+    assert_eq!(bench.server.clients(), 2);
+    for ticket in std::mem::take(&mut bench.handler.waiting) {
+        let answer = Ok(Reply::Whole(serde_json::json!("late")));
+        bench.server.answer(ticket, answer, bench.now);
+    }
+    let both: Vec<Value> = {
+        let mut text = Vec::new();
+        while text.iter().filter(|byte| **byte == b'\n').count() < 2 {
+            bench.turn();
+            let mut bytes = [0; 4096];
+            if let Ok(count) = patient.read(&mut bytes) {
+                text.extend_from_slice(&bytes[..count]);
+            }
+        }
+        let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        lines.map(|line| serde_json::from_slice(line).unwrap()).collect()
+    };
+    assert_eq!(both[0]["result"], "late");
+    assert_eq!(both[1]["result"]["method"], "Status");
 }

@@ -110,6 +110,44 @@ impl FrameMemory {
         }
     }
 
+    /// Whether the chunk of this address is on its way out by the queue `owner`.
+    pub(crate) fn is_sending(&self, owner: QueueOwner, address: u64) -> bool {
+        self.index_of(address)
+            .is_some_and(|index| self.chunk(index).state.load(Ordering::Relaxed) == state::tx(owner))
+    }
+
+    /// A copy of the frame that begins at this address and is on its way out by the queue `owner`; `None` if it is not, or chunks ran
+    /// out. Only for who holds the queue's sending half: nobody else can take the chunks out of state Tx meanwhile.
+    pub(crate) fn copy_in_flight(
+        &self,
+        owner: QueueOwner,
+        chunks: &mut ChunkCache,
+        address: u64,
+    ) -> Option<Frame> {
+        let head = self.index_of(address)?;
+        let mut indexes = [0; MAX_SEGMENTS];
+        let (mut count, mut len) = (0, 0);
+        let mut next = head;
+        while next != NO_CHUNK && count < MAX_SEGMENTS {
+            let chunk = self.chunks.get(next as usize)?;
+            if chunk.state.load(Ordering::Relaxed) != state::tx(owner) {
+                return None;
+            }
+            indexes[count] = next;
+            count += 1;
+            len += usize::from(chunk.len.load(Ordering::Relaxed));
+            next = chunk.next.load(Ordering::Relaxed);
+        }
+        let mut copy = chunks.alloc(len)?;
+        let mut offset = 0;
+        for index in &indexes[..count] {
+            let bytes = self.sending_segment(*index);
+            self.write(&mut copy, offset, bytes);
+            offset += bytes.len();
+        }
+        Some(copy)
+    }
+
     /// Held -> Tx, keeping the token: for the twin, which plays the kernel's part and reads the frame later.
     pub(crate) fn mark_sending(&self, owner: QueueOwner, frame: &Frame) {
         for index in self.indexes(frame) {

@@ -11,7 +11,7 @@ use vnic_lb::mac::Mac;
 use vnic_lb::nics::NicInfo;
 use vnic_lb::policy::Algorithm;
 
-use crate::counters::{DropReason, PerWorker};
+use crate::counters::DropReason;
 use crate::engine::{Engine, EngineConfig, Event, Poll, SleepIn};
 use crate::fabric::{Nic, NicQueue, NicState, Port, PortIndex, PortState, QueuePair, Ring};
 use crate::memory::frames::{Census, ChunkCache, FrameMemory};
@@ -329,12 +329,12 @@ impl Lab {
 
     pub(super) fn add_nic(&mut self, index: u8, queue: NicQueue) {
         self.nics.push(Arc::new(Nic {
-            state: Arc::new(NicState {
+            state: Arc::new(NicState::new(
                 index,
-                id: format!("nic{index}"),
-                counters: PerWorker::new(self.engine.workers()),
-                mtu: 1500.into(),
-            }),
+                format!("nic{index}"),
+                self.engine.workers(),
+                1500,
+            )),
             mac: nic_mac(index),
             queues: Box::new([queue]),
             group: None,

@@ -266,6 +266,7 @@ impl NicTx for Faulty {
     fn in_flight(&self) -> usize {
         0
     }
+    fn copy_in_flight(&mut self, _: &mut ChunkCache, _: &mut Vec<Frame>) {}
     fn counters(&self) -> NicTxCounters {
         NicTxCounters::default()
     }

@@ -1,0 +1,103 @@
+//! NICs die with frames on their rings, and go.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::lab::{BROADCAST, Lab, SETTINGS, STRANGER, guest_mac, tag, udp, wait_for};
+use crate::counters::DropReason;
+use crate::fabric::Nic;
+
+/// As the health code does.
+fn lose(lab: &Lab, nic: u8) {
+    lab.balancer.alive().set(nic, false);
+    lab.nics[usize::from(nic)]
+        .state
+        .lost
+        .store(true, Ordering::Release);
+    lab.engine.watcher().wake_workers();
+}
+
+fn redriven(lab: &Lab, nic: usize) -> u64 {
+    lab.nics[nic]
+        .state
+        .counters
+        .sum(|counters| counters.redriven.get())
+}
+
+#[test]
+fn frames_on_the_rings_of_a_lost_nic_leave_by_the_others_once() {
+    for settings in SETTINGS {
+        let mut lab = Lab::new(settings, 1, 3);
+        for number in 0..60 {
+            lab.send(0, &udp(STRANGER, guest_mac(0), number, number.into()));
+        }
+        // Group frames leave by the lowest NIC that is alive.
+        lab.send(0, &udp(BROADCAST, guest_mac(0), 1, 60));
+        let sent = |lab: &Lab| -> u64 {
+            let queues = lab
+                .nics
+                .iter()
+                .map(|nic| nic.queues[0].tx.lock().tx().counters().frames);
+            queues.sum()
+        };
+        wait_for("every frame on a ring", || (sent(&lab) == 61).then_some(()));
+        let held = lab.nics[0].queues[0].tx.lock().tx().counters().frames;
+        assert!(held > 5, "{held}");
+        lose(&lab, 0);
+        wait_for("the frames of the lost NIC", || {
+            (redriven(&lab, 0) == held).then_some(())
+        });
+        let mut tags = HashSet::new();
+        for _ in 0..61 {
+            let (nic, frame) = lab.collect_any();
+            assert_ne!(nic, 0);
+            assert!(tags.insert(tag(&frame)), "{} twice", tag(&frame));
+        }
+        assert_eq!(lab.nic_drops(0, DropReason::NoNicAlive), 0);
+        lab.end();
+    }
+}
+
+#[test]
+fn with_no_nic_left_they_are_dropped_and_counted() {
+    for settings in SETTINGS {
+        let mut lab = Lab::new(settings, 1, 1);
+        for number in 0..20 {
+            lab.send(0, &udp(STRANGER, guest_mac(0), number, number.into()));
+        }
+        let sent = |lab: &Lab| lab.nics[0].queues[0].tx.lock().tx().counters().frames;
+        wait_for("every frame on the ring", || (sent(&lab) == 20).then_some(()));
+        lose(&lab, 0);
+        lab.nic_dropped(0, DropReason::NoNicAlive, 20);
+        lab.end();
+    }
+}
+
+#[test]
+fn a_nic_that_goes_takes_nothing_along() {
+    for settings in SETTINGS {
+        let mut lab = Lab::new(settings, 1, 2);
+        for number in 0..40 {
+            lab.send(0, &udp(STRANGER, guest_mac(0), number, number.into()));
+        }
+        lose(&lab, 1);
+        let mut tags: HashSet<u32> = (0..40).map(|_| tag(&lab.collect(0))).collect();
+        assert_eq!(tags.len(), 40);
+        // As the control thread does: an absent NIC in its place, and once that has settled the sockets go.
+        let (state, mac) = (Arc::clone(&lab.nics[1].state), lab.nics[1].mac);
+        let gone = std::mem::replace(&mut lab.nics[1], Arc::new(Nic::absent(state, mac)));
+        lab.publish();
+        gone.clear(&mut crate::memory::frames::ChunkCache::new(Arc::clone(
+            &lab.memory,
+        )));
+        assert_eq!(Arc::strong_count(&gone), 1, "no worker uses it any more");
+        drop((gone, lab.peers.pop()));
+        for number in 40..80 {
+            lab.send(0, &udp(STRANGER, guest_mac(0), number, number.into()));
+            tags.insert(tag(&lab.collect(0)));
+        }
+        assert_eq!(tags.len(), 80);
+        lab.end();
+    }
+}
