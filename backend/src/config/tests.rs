@@ -294,7 +294,7 @@ fn bad_command_lines_say_what_why_and_what_to_do() {
         ),
         (
             &["--socket-path", "/s", "--nic", "e0", "--lb", "dice"],
-            &["`dice`", "`--lb`", "give hash, least_conn, weighted or adaptive"],
+            &["`dice`", "`--lb`", "give hash, least_conn, weighted, adaptive"],
         ),
         (
             &["--config", "/no/such/file.toml"],
