@@ -321,6 +321,11 @@ fn a_broken_ring_is_told_to_its_front_end_and_the_others_go_on() -> Result<()> {
     assert_eq!(received, frame);
     daemon.process().must_run()?;
     assert!(!hostile.was_told_of_broken_ring(0), "told once");
+    let stats = daemon.query("stats")?;
+    let broken: Vec<_> = (0..3)
+        .map(|port| stats["ports"][port]["broken_rings"].as_u64())
+        .collect();
+    assert_eq!(broken, [Some(1), Some(0), Some(0)]);
     Ok(())
 }
 

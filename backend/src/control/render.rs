@@ -151,6 +151,7 @@ pub fn stats(report: &StatsReport) -> String {
         ">INTERRUPTS",
     ]);
     let mut drops = Table::new(&["AT", "REASON", ">FRAMES"]);
+    let mut broken = Table::new(&["PORT", ">TIMES"]);
     for port in &report.ports {
         let total = port
             .queue_pairs
@@ -170,8 +171,12 @@ pub fn stats(report: &StatsReport) -> String {
             }
         }
         drop_rows(&mut drops, &format!("port {}", port.name), &port.drops);
+        if port.broken_rings > 0 {
+            broken.row([port.name.clone(), count(port.broken_rings)]);
+        }
     }
     section(&mut out, "Ports", &ports);
+    section(&mut out, "Rings that a guest's driver broke", &broken);
 
     let mut nics = Table::new(&[
         "NIC",
@@ -750,6 +755,7 @@ much longer  left  5 ms  0 ms  12,345   10 B
         };
         port.drops.insert("spoofed_source".into(), 1500);
         port.drops.insert("too_long".into(), 0);
+        port.broken_rings = 2;
         let nic = NicStats {
             id: "left".into(),
             ..NicStats::default()
@@ -761,6 +767,7 @@ much longer  left  5 ms  0 ms  12,345   10 B
         });
         assert!(text.contains("port web  spoofed_source   1,500"), "{text}");
         assert!(!text.contains("too_long"), "{text}");
+        assert!(text.contains("web       2"), "{text}");
         assert!(stats(&StatsReport::default()).contains("No frame was dropped."));
     }
 }

@@ -125,6 +125,9 @@ pub struct PortStats {
     pub guest_rx: Traffic,
     /// Frames from or to this guest that were dropped, by reason.
     pub drops: Drops,
+    /// Times that the guest's driver broke a ring.
+    #[serde(default)]
+    pub broken_rings: u64,
     /// Per queue pair.
     pub queue_pairs: Vec<QueuePairStats>,
 }

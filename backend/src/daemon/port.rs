@@ -90,6 +90,8 @@ pub(super) struct PortRuntime {
     accept_paused: bool,
     /// For every line that a front-end or a guest can cause.
     log: LogBudget,
+    /// Times that the guest's driver broke a ring.
+    broken_rings: u64,
 }
 
 impl PortRuntime {
@@ -116,6 +118,7 @@ impl PortRuntime {
             quiesce: None,
             accept_paused: false,
             log: LogBudget::new(Instant::now()),
+            broken_rings: 0,
         }
     }
 
@@ -403,20 +406,29 @@ impl PortRuntime {
                     );
                     *ring = Some(Arc::new(Ring::new(engine)));
                 }
-                Err(error) => report_broken(
-                    &mut self.log,
-                    &self.device,
-                    &self.state.name,
-                    index,
-                    &error.to_string(),
-                ),
+                Err(error) => {
+                    self.broken_rings += 1;
+                    report_broken(
+                        &mut self.log,
+                        &self.device,
+                        &self.state.name,
+                        index,
+                        &error.to_string(),
+                    );
+                }
             }
         }
     }
 
     /// A worker found the driver breaking a rule: tells the front-end, and the log.
     pub(super) fn ring_broken(&mut self, ring: usize, cause: &str) {
+        self.broken_rings += 1;
         report_broken(&mut self.log, &self.device, &self.state.name, ring, cause);
+    }
+
+    /// Times that the guest's driver broke a ring.
+    pub(super) fn broken_rings(&self) -> u64 {
+        self.broken_rings
     }
 
     /// The port as the workers are to see it.

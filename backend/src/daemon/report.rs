@@ -296,6 +296,7 @@ fn port_stats(port: &PortRuntime) -> PortStats {
             .map(|pair| pair.guest_rx)
             .fold(Traffic::default(), add),
         drops: drops(&port.state.counters, |counters| &counters.drops),
+        broken_rings: port.broken_rings(),
         queue_pairs,
     }
 }
