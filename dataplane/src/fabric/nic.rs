@@ -26,6 +26,9 @@ const VERDICT_MS: Millis = 5;
 /// Calls of [`NicSender::service`] between two kicks of a lost NIC, whose kernel side may answer nothing but errors.
 const LOST_KICK_EVERY: u32 = 16;
 
+/// Chunks in flight from which on a queue's sent ones are taken back before more are sent.
+const REAP_AT: usize = 32;
+
 /// What of a NIC outlives its sockets: its identity and its counters.
 #[derive(Debug)]
 pub struct NicState {
@@ -100,6 +103,10 @@ impl NicSender {
 
     /// Sends what fits on the ring and frees the rest; returns how many frames that were. `frames` is empty afterwards.
     pub fn send(&mut self, chunks: &mut ChunkCache, frames: &mut Vec<Frame>) -> u64 {
+        // The chunks that come back are those that the next burst is copied into, while they are in the cache.
+        if self.tx.in_flight() >= REAP_AT {
+            self.reap(chunks);
+        }
         self.burst.extend(frames.drain(..));
         self.tx.send(&mut self.burst);
         self.tx.flush();

@@ -186,9 +186,11 @@ impl Context {
         };
         // Only the NIC knows its MTU: the guest's is what its driver was told.
         let longest = nic.state.max_frame();
-        for frame in frames.extract_if(.., |frame| frame.len() > longest) {
-            drops.add(DropReason::TooLong, 1);
-            self.stock.chunks.free(frame);
+        if frames.iter().any(|frame| frame.len() > longest) {
+            for frame in frames.extract_if(.., |frame| frame.len() > longest) {
+                drops.add(DropReason::TooLong, 1);
+                self.stock.chunks.free(frame);
+            }
         }
         let outcome = queue.tx.put(&mut self.stock, frames, |sender, chunks, frames| {
             drops.add(DropReason::NicRingFull, sender.send(chunks, frames));

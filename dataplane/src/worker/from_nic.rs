@@ -18,7 +18,7 @@ impl Context {
         let queue = &nic.queues[queue_at];
         let received = self.receive(&queue.rx);
         self.route_received(fabric, nic);
-        received + self.service_nic(fabric, nic_at, queue_at)
+        received
     }
 
     /// Looks after the frames that a NIC queue sends; returns 1 if it must be looked at again at once.

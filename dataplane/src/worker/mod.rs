@@ -34,6 +34,9 @@ const BURST: usize = 64;
 /// Turns between two looks at the clock: a look costs as much as a frame, and a turn takes microseconds at most.
 const CLOCK_TURNS: u32 = 16;
 
+/// Turns of a busy worker between two looks at the frames that its NICs have in flight: each burst that is sent takes back what has left.
+const SERVICE_TURNS: u32 = 4;
+
 /// All that a worker needs beside the [`Fabric`].
 struct Context {
     index: usize,
@@ -42,6 +45,8 @@ struct Context {
     shared: Arc<SharedState>,
     stock: Stock,
     now: Clock,
+    /// Turns until the NICs' frames in flight are looked at again.
+    turns_to_service: u32,
     /// The burst in hand from a guest.
     sorted: Sorted,
     /// Frames of the burst in hand.
@@ -68,6 +73,7 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
         memory,
         shared: Arc::clone(&shared),
         now: Clock::default(),
+        turns_to_service: 0,
         sorted: Sorted::new(),
         burst: Vec::with_capacity(BURST),
         uplink: Vec::with_capacity(BURST),
@@ -119,8 +125,17 @@ impl Context {
         for &(port, pair) in &share.guest_tx {
             moved += self.poll_guest(fabric, port, pair);
         }
+        let service = moved == 0 || self.turns_to_service == 0;
+        self.turns_to_service = if service {
+            SERVICE_TURNS
+        } else {
+            self.turns_to_service - 1
+        };
         for &(nic, queue) in &share.nic_queues {
             moved += self.poll_nic(fabric, nic, queue);
+            if service {
+                moved += self.service_nic(fabric, nic, queue);
+            }
         }
         for &nic in &share.groups {
             moved += self.poll_group(fabric, nic);
