@@ -9,6 +9,7 @@ use vnic_lb::mac::Mac;
 use super::activation;
 use super::error::ConfigError;
 use super::raw::{Given, Raw, RawNic, RawPort};
+use super::sessions;
 use super::{
     Algorithm, AttachMode, Config, DEFAULT_CONTROL, DEFAULT_SESSIONS, DEFAULT_STATE_DIR, DEFAULT_UPDELAY_MS,
     Endpoint, MAX_PORTS, MAX_QUEUE_PAIRS, MAX_WORKERS, NicConfig, OnOff, PollMode, PortConfig, SleepMode,
@@ -71,6 +72,8 @@ pub(super) fn check(raw: Raw, activated: &Activated) -> Result<Config, ConfigErr
         sessions: raw.sessions.map_or(Ok(DEFAULT_SESSIONS), |given| {
             in_range(given.value, 1024usize, 1 << 24, &given.origin)
         })?,
+        timeouts: sessions::timeouts(&raw.timeouts)?,
+        limits: sessions::limits(&raw.limits)?,
         frames: raw
             .frames
             .map(|given| in_range(given.value, 1024u32, 1 << 22, &given.origin))
@@ -414,7 +417,7 @@ fn optional_word<T>(
     }
 }
 
-fn in_range<T>(value: i64, min: T, max: T, what: &str) -> Result<T, ConfigError>
+pub(super) fn in_range<T>(value: i64, min: T, max: T, what: &str) -> Result<T, ConfigError>
 where
     T: TryFrom<i64> + TryInto<i64> + PartialOrd + Copy,
 {

@@ -7,6 +7,7 @@ use clap::Parser;
 use super::error::ConfigError;
 use super::options;
 use super::raw::{Given, Raw};
+use super::sessions::{FileLimits, FileTimeouts, Numbers};
 
 const EXAMPLES: &str = "Examples:
   One guest over two NICs in one link aggregation group:
@@ -138,6 +139,25 @@ pub(super) struct Cli {
     #[arg(long, value_name = "N", allow_hyphen_values = true, help_heading = "Memory")]
     pub frames: Option<i64>,
 
+    /// Idle times in seconds after which sessions are forgotten: KEY=SECONDS,..., each 1 to 2073600
+    ///
+    /// tcp-syn-s: nothing but a SYN was seen [default: 30]. tcp-established-s: data may flow [default: 3600].
+    /// tcp-closing-s: both ends sent FIN [default: 30]. tcp-reset-s: an RST was seen [default: 10]. udp-one-way-s,
+    /// udp-two-way-s: one end has spoken, both have [default: 30, 120]. icmp-s: echo [default: 30]. fragment-s: the rest of
+    /// a fragmented datagram [default: 30]. other-s: SCTP, ESP, GRE [default: 60].
+    /// Example: --timeouts tcp-established-s=7200,udp-two-way-s=300
+    #[arg(long, value_name = "LIST", help_heading = "Sessions")]
+    pub timeouts: Option<String>,
+
+    /// Most sessions of the kinds that strangers can make: KEY=N,..., each 0 to 16777216
+    ///
+    /// Frames beyond are forwarded without a session. half-open: TCP sessions before the end of their handshake, at most a
+    /// quarter of --sessions [default: 131072]. new-per-second: sessions made in a second [default: 1000000]. fragments:
+    /// fragmented datagrams under way, at most a sixteenth of --sessions [default: 65536].
+    /// Example: --limits half-open=20000,new-per-second=50000
+    #[arg(long, value_name = "LIST", help_heading = "Sessions")]
+    pub limits: Option<String>,
+
     /// Unix socket for `vnic` and other tools [default: /run/vnic/control.sock]
     #[arg(long, value_name = "PATH", help_heading = "Daemon")]
     pub control: Option<PathBuf>,
@@ -156,7 +176,7 @@ pub(super) struct Cli {
     /// TOML file with the same names as these options; the command line wins
     ///
     /// Ports are tables [[port]] (name, socket, mac, queues, vlan, trunk) and NICs tables [[nic]] (name, id, queues,
-    /// set-channels, zerocopy, attach, weight). A port or a NIC on the command line replaces all of the file's. Example:
+    /// set-channels, zerocopy, attach, weight); --timeouts and --limits are tables [timeouts] and [limits]. A port or a NIC on the command line replaces all of the file's. Example:
     /// --config /etc/vnic/vnicd.toml
     #[arg(long, value_name = "FILE", help_heading = "Daemon")]
     pub config: Option<PathBuf>,
@@ -172,7 +192,16 @@ impl Cli {
         fn given<T>(value: Option<T>, option: &str) -> Option<Given<T>> {
             value.map(|value| Given::new(value, format!("`{option}`")))
         }
+        fn numbers(
+            option: &str,
+            text: Option<&String>,
+            keys: &'static [&'static str],
+        ) -> Result<Numbers, ConfigError> {
+            text.map_or_else(|| Ok(Numbers::new()), |text| options::numbers(option, text, keys))
+        }
         Ok(Raw {
+            timeouts: numbers("--timeouts", self.timeouts.as_ref(), FileTimeouts::KEYS)?,
+            limits: numbers("--limits", self.limits.as_ref(), FileLimits::KEYS)?,
             socket_path: given(self.socket_path, "--socket-path"),
             fd: given(self.fd, "--fd"),
             ports: self

@@ -1,4 +1,4 @@
-//! The TOML file: the command line's names, with tables `[[port]]` and `[[nic]]`.
+//! The TOML file: the command line's names, with tables `[[port]]`, `[[nic]]`, `[timeouts]` and `[limits]`.
 
 use std::path::{Path, PathBuf};
 
@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::error::ConfigError;
 use super::raw::{Given, Raw, RawNic, RawPort};
+use super::sessions::{FileLimits, FileTimeouts};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -24,6 +25,8 @@ struct File {
     state_dir: Option<PathBuf>,
     ring_dir: Option<PathBuf>,
     sessions: Option<i64>,
+    timeouts: FileTimeouts,
+    limits: FileLimits,
     frames: Option<i64>,
     updelay: Option<i64>,
     flap_damping: Option<String>,
@@ -118,6 +121,8 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Raw, ConfigError> {
         state_dir: file.state_dir.map(|value| Given::new(value, name("state-dir"))),
         ring_dir: file.ring_dir.map(|value| Given::new(value, name("ring-dir"))),
         sessions: file.sessions.map(|value| Given::new(value, name("sessions"))),
+        timeouts: file.timeouts.written_in(&format!("[timeouts] of {shown}")),
+        limits: file.limits.written_in(&format!("[limits] of {shown}")),
         frames: file.frames.map(|value| Given::new(value, name("frames"))),
         updelay: file.updelay.map(|value| Given::new(value, name("updelay"))),
         flap_damping: file

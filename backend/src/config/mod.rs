@@ -15,6 +15,7 @@ mod error;
 mod file;
 mod options;
 mod raw;
+mod sessions;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use vnic_dataplane::fabric::VlanMode;
+use vnic_lb::limits::{SessionLimits, Timeouts};
 use vnic_lb::mac::Mac;
 
 use crate::host::activation::{Activated, ActivationError};
@@ -73,6 +75,10 @@ pub struct Config {
     pub ring_dir: Option<PathBuf>,
     /// Sessions that the table can hold.
     pub sessions: usize,
+    /// How long sessions are kept when they are idle.
+    pub timeouts: Timeouts,
+    /// How many new sessions may come.
+    pub limits: SessionLimits,
     /// Chunks (4096 bytes) of frame memory; `None`: the daemon computes what its rings need.
     pub frames: Option<u32>,
     /// How long a carrier must last before its NIC is alive again, in milliseconds.

@@ -1,7 +1,8 @@
-//! The `key=value,...` lists of `--port` and `--nic`.
+//! The `key=value,...` lists of `--port`, `--nic`, `--timeouts` and `--limits`.
 
 use super::error::ConfigError;
-use super::raw::{RawNic, RawPort};
+use super::raw::{Given, RawNic, RawPort};
+use super::sessions::Numbers;
 
 const PORT_KEYS: &[&str] = &["name", "socket", "mac", "queues", "vlan", "trunk"];
 const NIC_KEYS: &[&str] = &["id", "queues", "zerocopy", "attach", "weight", "set-channels"];
@@ -43,6 +44,23 @@ pub(super) fn nic(text: &str) -> Result<RawNic, ConfigError> {
         origin: origin.clone(),
     };
     Ok(nic)
+}
+
+/// `KEY=N,...` of an option whose values are all numbers.
+pub(super) fn numbers(
+    option: &str,
+    text: &str,
+    keys: &'static [&'static str],
+) -> Result<Numbers, ConfigError> {
+    let origin = format!("`{option} {text}`");
+    let mut pairs = Pairs::new(text.split(','), &origin, keys)?;
+    let mut numbers = Numbers::new();
+    for key in keys {
+        if let Some(value) = pairs.take_number(key)? {
+            numbers.insert(*key, Given::new(value, format!("`{key}` in {origin}")));
+        }
+    }
+    Ok(numbers)
 }
 
 struct Pairs<'a> {

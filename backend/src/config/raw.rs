@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::sessions::{self, Numbers};
+
 /// A value with the place that it comes from, for messages.
 #[derive(Debug, Clone)]
 pub(super) struct Given<T> {
@@ -62,6 +64,8 @@ pub(super) struct Raw {
     pub state_dir: Option<Given<PathBuf>>,
     pub ring_dir: Option<Given<PathBuf>>,
     pub sessions: Option<Given<i64>>,
+    pub timeouts: Numbers,
+    pub limits: Numbers,
     pub frames: Option<Given<i64>>,
     pub updelay: Option<Given<i64>>,
     pub flap_damping: Option<Given<String>>,
@@ -69,7 +73,8 @@ pub(super) struct Raw {
 }
 
 impl Raw {
-    /// `self` where it says something, `below` where it does not. Ports, in whichever form, and NICs are replaced whole.
+    /// `self` where it says something, `below` where it does not. Ports, in whichever form, and NICs are replaced whole, idle
+    /// times and caps one by one.
     pub fn over(self, below: Raw) -> Raw {
         let (socket_path, fd, ports) = if self.names_ports() {
             (self.socket_path, self.fd, self.ports)
@@ -95,6 +100,8 @@ impl Raw {
             state_dir: self.state_dir.or(below.state_dir),
             ring_dir: self.ring_dir.or(below.ring_dir),
             sessions: self.sessions.or(below.sessions),
+            timeouts: sessions::over(self.timeouts, below.timeouts),
+            limits: sessions::over(self.limits, below.limits),
             frames: self.frames.or(below.frames),
             updelay: self.updelay.or(below.updelay),
             flap_damping: self.flap_damping.or(below.flap_damping),

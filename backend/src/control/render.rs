@@ -256,8 +256,10 @@ pub fn stats(report: &StatsReport) -> String {
         ">CAPACITY",
         ">CREATED",
         ">EXPIRED",
+        ">REPINNED",
         ">MOVED",
-        ">NO ROOM (FRAMES)",
+        ">HALF-OPEN",
+        ">FRAGMENTED",
     ]);
     sessions.row(
         [
@@ -266,11 +268,25 @@ pub fn stats(report: &StatsReport) -> String {
             balancer.created,
             balancer.expired,
             balancer.repinned,
-            balancer.table_full,
+            balancer.moved,
+            balancer.half_open,
+            balancer.fragments,
         ]
         .map(count),
     );
     section(&mut out, "Sessions", &sessions);
+
+    let mut without = Table::new(&[">NO ROOM", ">HALF-OPEN CAP", ">NEW CAP", ">FRAGMENT CAP"]);
+    without.row(
+        [
+            balancer.table_full,
+            balancer.half_open_full,
+            balancer.new_capped,
+            balancer.fragments_full,
+        ]
+        .map(count),
+    );
+    section(&mut out, "Frames forwarded without a session", &without);
 
     let memory = &report.frame_memory;
     let mut chunks = Table::new(&[">FREE", ">HELD", ">FILL RINGS", ">TX RINGS", ">QUARANTINED"]);

@@ -222,8 +222,26 @@ pub struct BalancerReport {
     pub expired: u64,
     /// Sessions moved because their NIC was not alive.
     pub repinned: u64,
+    /// Sessions that `adaptive` moved to even out the NICs.
+    #[serde(default)]
+    pub moved: u64,
     /// Frames forwarded without a session because there was no room for one.
     pub table_full: u64,
+    /// TCP sessions before the end of their handshake, now; part of `sessions`.
+    #[serde(default)]
+    pub half_open: u64,
+    /// Fragmented datagrams whose NIC is remembered, now; not part of `sessions`.
+    #[serde(default)]
+    pub fragments: u64,
+    /// Frames forwarded without a session because of the cap on half-open ones.
+    #[serde(default)]
+    pub half_open_full: u64,
+    /// Frames forwarded without a session because of the cap on new ones in a second.
+    #[serde(default)]
+    pub new_capped: u64,
+    /// First fragments that left no word for the later ones because of the cap on fragments.
+    #[serde(default)]
+    pub fragments_full: u64,
 }
 
 /// Frame memory in [`StatsReport`]: chunks of 4096 bytes.

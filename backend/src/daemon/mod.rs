@@ -33,7 +33,6 @@ use vnic_dataplane::memory::frames::{CHUNK_SIZE, ChunkCache, FrameMemory};
 use vnic_lb::MAX_NICS;
 use vnic_lb::balancer::{Balancer, BalancerConfig};
 use vnic_lb::health::HealthConfig;
-use vnic_lb::limits::{SessionLimits, Timeouts};
 use vnic_lb::mac::Mac;
 use vnic_lb::nics::{NicIndex, NicInfo};
 
@@ -176,8 +175,8 @@ impl Daemon {
             algorithm: config.lb.policy(),
             session_capacity: config.sessions,
             workers: config.workers,
-            timeouts: Timeouts::default(),
-            limits: SessionLimits::default(),
+            timeouts: config.timeouts,
+            limits: config.limits,
             hash_key,
         });
         let engine_config = EngineConfig {

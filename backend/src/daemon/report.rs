@@ -99,7 +99,13 @@ impl Daemon {
                 created: balancer.created,
                 expired: balancer.expired,
                 repinned: balancer.repinned,
+                moved: balancer.moved,
                 table_full: balancer.table_full,
+                half_open: balancer.half_open,
+                fragments: balancer.fragments,
+                half_open_full: balancer.half_open_full,
+                new_capped: balancer.new_capped,
+                fragments_full: balancer.fragments_full,
             },
             frame_memory: FrameMemoryReport {
                 free: census.free,

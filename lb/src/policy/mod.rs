@@ -122,21 +122,26 @@ impl NewSession<'_> {
         if self.warming & undrained == 0 {
             return undrained;
         }
-        // In slow start a NIC may take the sessions of as many slots as are twice its share. The slots are a circle, in an
-        // order that an odd factor makes of their numbers, and each NIC's part of it begins where the fair share of
-        // the one before ends: so each slot has two NICs if all are in slow start.
+        // In slow start a NIC may take the sessions of as many slots as are twice its share: the slots that it serves first,
+        // which are its share and where it goes before its equals, and nearly as many of the others (a sixteenth fewer,
+        // since both are its share only more or less). For the others, the slots are a circle, in an order that an odd
+        // factor makes of their numbers, and each NIC's part of it begins where the fair share of the one before ends.
         let total: u64 = members(undrained).map(weight).sum();
+        let own = self.slots.choose(self.slot, undrained);
         let place = u64::from(self.slot.wrapping_mul(0x9e35));
         let (mut before, mut admitted) = (0, 0);
         for nic in members(undrained) {
             let start = before * SLOTS as u64 / total;
             let distance = (place + SLOTS as u64 - start) % SLOTS as u64;
-            if !has(self.warming, nic) || distance < 2 * weight(nic) * SLOTS as u64 / total {
+            let others = (weight(nic) * SLOTS as u64 * 15 / 16)
+                .checked_div(total - weight(nic))
+                .unwrap_or(0);
+            if !has(self.warming, nic) || own == Some(nic) || distance < others {
                 admitted |= 1 << nic;
             }
             before += weight(nic);
         }
-        if admitted == 0 { undrained } else { admitted }
+        admitted
     }
 
     /// Candidates in the order in which they serve the slot, so that equals are shared out evenly.

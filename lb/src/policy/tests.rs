@@ -175,7 +175,10 @@ fn in_slow_start_a_nic_gets_at_most_twice_its_fair_share() {
         let counts = lab.sweep(algorithm, false);
         assert!(counts[0] <= 16_384, "{algorithm}: {counts:?}");
         if algorithm.uses_load() {
-            assert_eq!(counts[0], 16_384, "{algorithm}: and no less, having no load");
+            assert!(
+                counts[0] > 15_500,
+                "{algorithm}: and not much less, having no load: {counts:?}"
+            );
         }
         lab.warming = 0xff;
         lab.loads = Loads::default();
@@ -185,6 +188,25 @@ fn in_slow_start_a_nic_gets_at_most_twice_its_fair_share() {
             "{algorithm}: {counts:?}"
         );
     }
+}
+
+#[test]
+fn in_slow_start_a_nic_that_is_no_better_gets_its_fair_share() {
+    let mut lab = Lab::new(&[1; 8]);
+    lab.warming = 1;
+    let counts = lab.sweep(Algorithm::Adaptive, false);
+    assert!((8_192..=10_000).contains(&counts[0]), "{counts:?}");
+    // Also beside NICs of other weights, and of many in slow start.
+    let mut lab = Lab::new(&[1, 2, 1]);
+    lab.warming = 0b011;
+    let counts = lab.sweep(Algorithm::Adaptive, false);
+    assert!((15_000..=24_000).contains(&counts[0]), "{counts:?}");
+    assert!((30_000..=40_000).contains(&counts[1]), "{counts:?}");
+    // One that is dearer gets less.
+    let mut lab = Lab::new(&[1; 8]);
+    lab.warming = 1;
+    lab.costs[0].latency = 2.0;
+    assert_eq!(lab.sweep(Algorithm::Adaptive, false)[0], 0);
 }
 
 #[test]
