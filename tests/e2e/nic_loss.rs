@@ -1,10 +1,13 @@
 //! NICs lose their links and get them back; no session may notice more than a gap.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::time::Duration;
 
-use anyhow::Result;
-use vnic_tests::process::wait_for;
-use vnic_tests::scene::{Scene, Sessions};
+use anyhow::{Context as _, Result};
+use vnic_tests::process::{run, wait_for};
+use vnic_tests::qemu::endpoint;
+use vnic_tests::scene::{ECHO_PORT, PATIENCE, Scene, Sessions, guest_ipv4};
 
 fn wait_alive(scene: &Scene, nic: usize, alive: bool) -> Result<()> {
     let name = format!("up{nic}");
@@ -90,4 +93,61 @@ fn an_operator_may_take_a_nic_down_on_the_host() -> Result<()> {
     wait_alive(&scene, 0, true)?;
     sessions.advance(&scene, "with up0 up again")?;
     sessions.finish(&scene)
+}
+
+/// Connections that a kernel has lost to a reset, and resets that it has sent, by its /proc/net/snmp.
+fn resets(snmp: &str) -> Result<u64> {
+    let mut tcp = snmp
+        .lines()
+        .filter_map(|line| line.strip_prefix("Tcp:"))
+        .map(str::split_whitespace);
+    let (names, values) = tcp.next().zip(tcp.next()).context("no lines of TCP")?;
+    let told = names.zip(values);
+    let counts = told.filter(|(name, _)| matches!(*name, "EstabResets" | "OutRsts"));
+    let counts: Vec<u64> = counts
+        .map(|(_, value)| value.parse())
+        .collect::<Result<_, _>>()?;
+    anyhow::ensure!(counts.len() == 2, "not both counters are in {snmp}");
+    Ok(counts.iter().sum())
+}
+
+/// Those of the guest and of the peer.
+fn resets_at_both_ends(scene: &Scene) -> Result<[u64; 2]> {
+    let guest = scene.guests[0].run(&["cat", "/proc/net/snmp"], PATIENCE)?;
+    let peer = run(scene.fabric.peer.command("cat").arg("/proc/net/snmp"))?;
+    Ok([resets(&guest.stdout)?, resets(&peer)?])
+}
+
+#[test]
+fn busy_and_silent_sessions_see_no_reset_over_many_losses() -> Result<()> {
+    let scene = Scene::set(2, 2, 1)?;
+    let busy = scene.open_sessions_of(8, 20, 400)?;
+    let target = endpoint(&guest_ipv4(0), ECHO_PORT)?;
+    let mut silent: Vec<TcpStream> = scene.fabric.peer.run(|| {
+        let connect = |_| TcpStream::connect_timeout(&target, PATIENCE);
+        Ok((0..16).map(connect).collect::<std::io::Result<_>>()?)
+    })?;
+    let before = resets_at_both_ends(&scene)?;
+    for round in 0..8 {
+        let nic = round % 2;
+        scene.fabric.link_down(nic)?;
+        wait_alive(&scene, nic, false)?;
+        survive(&scene, &busy, nic, &format!("round {round}, with up{nic} down"))?;
+        scene.fabric.link_up(nic)?;
+        wait_alive(&scene, nic, true)?;
+        busy.advance(&scene, &format!("round {round}, with up{nic} back"))?;
+    }
+    // Those that were silent all the time are still there, on both ends.
+    for (number, stream) in silent.iter_mut().enumerate() {
+        let mut echo = [0; 5];
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream
+            .write_all(b"still")
+            .and_then(|()| stream.read_exact(&mut echo))
+            .with_context(|| format!("silent session {number}"))?;
+        assert_eq!(&echo, b"still");
+    }
+    assert_eq!(resets_at_both_ends(&scene)?, before, "guest and peer");
+    drop(silent);
+    busy.finish(&scene)
 }

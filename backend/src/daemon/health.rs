@@ -28,8 +28,9 @@ use crate::host::carrier::CarrierWatch;
 /// Time between two looks at the links while frames move.
 const PACE: Duration = Duration::from_micros(250);
 
-/// The same while none do: what is lost then is noticed with the first frame that the kernel refuses, at the latest.
-const IDLE_PACE: Duration = Duration::from_millis(5);
+/// The same while none do, so that an idle daemon costs next to nothing: what is lost then is told by netlink, and noticed with the
+/// first frame that the kernel refuses, at the latest.
+const IDLE_PACE: Duration = Duration::from_millis(20);
 
 /// How long after the last frame the faster pace is kept.
 const LINGER: Duration = Duration::from_millis(20);

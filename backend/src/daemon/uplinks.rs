@@ -143,8 +143,9 @@ impl Daemon {
         views
     }
 
+    /// The NIC with this index: the newest, if one that is being removed still had it.
     pub(super) fn nic_at(&mut self, index: NicIndex) -> Option<&mut NicRuntime> {
-        self.nics.iter_mut().find(|nic| nic.index() == index)
+        self.nics.iter_mut().rev().find(|nic| nic.index() == index)
     }
 
     fn needs_tags(&self) -> bool {
