@@ -10,7 +10,7 @@ use super::{PortIndex, Shared, VlanMode};
 use crate::counters::{PairCounters, PerWorker, PortCounters};
 use crate::virtq;
 
-/// Frames that wait for a ring that another worker holds. A burst is 32, so this is several bursts of every worker.
+/// Frames that wait for a ring that another worker holds. A burst is 64, so this is several of them.
 const HAND_OFF: usize = 512;
 
 /// What became of a proposed address.

@@ -2,11 +2,12 @@
 //! mappings that are under test.
 
 use std::collections::HashMap;
+use std::fmt::{self, Display, Formatter};
 use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -194,12 +195,22 @@ impl Driver {
         )
     }
 
-    fn put_u16(&self, addr: u64, value: u16) {
-        self.write(addr, &value.to_le_bytes());
+    /// A word that both sides use at the same time. Not by way of the file: the kernel copies byte by byte as it likes.
+    fn word(&self, addr: u64) -> &AtomicU16 {
+        let host = self.spec.memory.host_of_user(USER + addr, 2).unwrap();
+        assert!(addr.is_multiple_of(2), "{addr:#x} is not aligned");
+        // SAFETY: it is mapped for as long as the spec has the memory, and aligned; whoever else uses it does so atomically.
+        unsafe { AtomicU16::from_ptr(host.as_ptr().cast()) }
     }
 
+    /// Everything that was written before is there when the device sees this.
+    fn put_u16(&self, addr: u64, value: u16) {
+        self.word(addr).store(value.to_le(), Ordering::Release);
+    }
+
+    /// Everything that the device wrote before it wrote this is there.
     fn get_u16(&self, addr: u64) -> u16 {
-        u16::from_le_bytes(self.read(addr, 2).try_into().unwrap())
+        u16::from_le(self.word(addr).load(Ordering::Acquire))
     }
 
     fn slot(&self, counter: u16) -> u64 {
@@ -216,9 +227,13 @@ impl Driver {
         self.write(table + u64::from(index) * 16, &desc);
     }
 
-    /// Writes a descriptor of the ring's own table.
-    pub(crate) fn desc(&self, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
-        self.put_desc(DESC, index, addr, len, flags, next);
+    /// Writes a descriptor of the ring's own table. Its last word is written last: in a packed ring these are the flags.
+    pub(crate) fn desc(&self, index: u16, addr: u64, len: u32, third: u16, fourth: u16) {
+        let at = DESC + 16 * u64::from(index);
+        self.write(at, &addr.to_le_bytes());
+        self.write(at + 8, &len.to_le_bytes());
+        self.put_u16(at + 12, third);
+        self.put_u16(at + 14, fourth);
     }
 
     /// Makes the chain at `head` available.
@@ -306,33 +321,38 @@ impl Driver {
             self.ids.values().sum::<u16>() <= self.spec.size,
             "more than the ring has"
         );
-        for (at, &(addr, len, flags)) in links.iter().enumerate() {
-            let last = at + 1 == links.len();
-            let (id, more) = if last { (id, 0) } else { (!id, NEXT) };
-            let available = self.flags(self.next_desc, AVAIL_FLAG, USED_FLAG);
-            self.desc(
-                self.place_of(self.next_desc),
-                addr,
-                len,
-                id,
-                flags | more | available,
-            );
-            self.next_desc += 1;
-        }
+        let end = self.next_desc + u32::from(entries);
+        let descs = (self.next_desc..end)
+            .zip(links)
+            .map(|(count, (addr, len, flags))| {
+                let (id, more) = if count + 1 == end { (id, 0) } else { (!id, NEXT) };
+                (addr, len, id, flags | more)
+            });
+        let descs: Vec<_> = descs.collect();
+        self.make_available(&descs);
         id
+    }
+
+    /// Packed: writes descriptors (address, length, id, flags but those that make them available).
+    fn make_available(&mut self, descs: &[(u64, u32, u16, u16)]) {
+        let first = self.next_desc;
+        self.next_desc += u32::try_from(descs.len()).unwrap();
+        // The first of a chain comes last: when the device sees it, the others must be there (virtio 1.2, 2.8.21).
+        for (count, &(addr, len, id, flags)) in (first..self.next_desc).zip(descs).rev() {
+            let available = self.flags(count, AVAIL_FLAG, USED_FLAG);
+            self.desc(self.place_of(count), addr, len, id, flags | available);
+        }
     }
 
     /// Makes descriptors (address, length, flags but those that make them available) available as they are. Split: each goes on, if it
     /// does, at the next, the last at the first.
     pub(crate) fn offer_raw(&mut self, descs: &[(u64, u32, u16)]) {
         if self.spec.packed {
-            for &(addr, len, flags) in descs {
-                let available = self.flags(self.next_desc, AVAIL_FLAG, USED_FLAG);
-                let place = self.place_of(self.next_desc);
-                self.desc(place, addr, len, place, flags | available);
-                self.next_desc += 1;
-            }
-            return;
+            let descs: Vec<_> = (self.next_desc..)
+                .zip(descs)
+                .map(|(count, &(addr, len, flags))| (addr, len, self.place_of(count), flags))
+                .collect();
+            return self.make_available(&descs);
         }
         let count = u16::try_from(descs.len()).unwrap();
         for (at, &(addr, len, flags)) in (0..).zip(descs) {
@@ -457,9 +477,11 @@ impl Driver {
 
     /// Packed: what the device wants of kicks (position, flags).
     pub(crate) fn device_event(&self) -> (u16, u16) {
+        let host = self.spec.memory.host_of_user(USER + USED, 4).unwrap();
         // Both with one read, as a driver does: the device may be writing them, and a place goes with its flags.
-        let words = u32::from_le_bytes(self.read(USED, 4).try_into().unwrap());
-        let [a, b, c, d] = words.to_le_bytes();
+        // SAFETY: as in `word`; the area is aligned to 4.
+        let words = unsafe { AtomicU32::from_ptr(host.as_ptr().cast()) }.load(Ordering::Acquire);
+        let [a, b, c, d] = u32::from_le(words).to_le_bytes();
         (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]))
     }
 
@@ -491,6 +513,23 @@ impl Driver {
     /// Notifications since the last look.
     pub(crate) fn calls(&self) -> u64 {
         self.spec.call.as_ref().map_or(0, |fd| fd.read().unwrap_or(0))
+    }
+}
+
+/// What it made available, what it has seen come back, and what the device wants of kicks.
+impl Display for Driver {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{} offered, {} seen used, ", self.offered(), self.last_used)?;
+        if self.spec.packed {
+            let (place, flags) = self.device_event();
+            return write!(f, "device event {place:#06x}, flags {flags}");
+        }
+        let (used, flags) = (self.used_idx(), self.used_flags());
+        write!(f, "used index {used}, flags {flags}")?;
+        match self.spec.event_idx {
+            true => write!(f, ", available event {}", self.avail_event()),
+            false => Ok(()),
+        }
     }
 }
 

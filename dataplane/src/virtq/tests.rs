@@ -1,8 +1,9 @@
-//! What a driver may and may not do to a split ring.
+//! What a driver may and may not do to a split ring, and either kind under a driver that works at the same time.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::testing::{Driver, EDGE, INDIRECT, MEMORY_END, NEXT, SCRATCH, WRITE};
+use super::testing::{Driver, EDGE, INDIRECT, Kind, MEMORY_END, NEXT, SCRATCH, WRITE};
 use super::*;
 
 /// What gathering the chain at descriptor 0 gives.
@@ -446,4 +447,69 @@ fn a_ring_without_or_with_a_broken_call_fd_works() {
     ring.set_call(Some(Arc::new(broken)));
     assert!(!ring.notify());
     assert_eq!(ring.call_errors(), 1);
+}
+
+/// Has a device that never stops looking take chains while the driver makes them available.
+fn chains_arrive_whole(kind: Kind) {
+    const CHAINS: u32 = 10_000;
+    const SIZE: u16 = 64;
+    // Across the wrap of the indexes, and of many an index's lower byte.
+    let mut driver = Driver::of(kind, SIZE, 65_500);
+    let mut ring = driver.ring();
+    std::thread::scope(|scope| {
+        let device = scope.spawn(move || {
+            let mut taken = 0;
+            while taken < CHAINS {
+                taken += either!(&mut ring, ring => take_numbered(ring, taken))?;
+            }
+            Ok::<_, RingError>(())
+        });
+        let (mut sent, mut under_way) = (0u32, VecDeque::new());
+        loop {
+            // Asked first: what it used before its end is seen below.
+            let ended = device.is_finished();
+            for (id, _) in driver.used() {
+                assert_eq!(Some(id), under_way.pop_front());
+            }
+            if ended {
+                break;
+            }
+            if sent < CHAINS && under_way.len() < usize::from(SIZE / 3) {
+                let number = sent.to_le_bytes();
+                under_way.push_back(driver.send(&[&number[..1], &number[1..3], &number[3..]], None));
+                sent += 1;
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        assert_eq!(device.join().unwrap(), Ok(()), "{driver}");
+        assert_eq!(under_way, []);
+    });
+}
+
+/// Uses up to 8 chains whose bytes are numbers, from `next` on; returns how many there were.
+fn take_numbered(ring: &mut impl Engine, next: u32) -> Result<u32, RingError> {
+    let More::Chains(count) = ring.gather(Direction::Readable, 8)? else {
+        return Ok(0);
+    };
+    for (index, number) in (0..count).zip(next..) {
+        let chain = ring.chain(index).unwrap();
+        let mut bytes = [0; 4];
+        assert_eq!(ring.read(&mut ring.cursor(&chain, 0), &mut bytes), 4);
+        assert_eq!(u32::from_le_bytes(bytes), number);
+        ring.complete(&chain, 0);
+    }
+    ring.publish();
+    ring.forget();
+    Ok(u32::try_from(count).unwrap())
+}
+
+#[test]
+fn chains_of_a_split_ring_arrive_whole_while_the_device_looks() {
+    chains_arrive_whole(Kind::Split);
+}
+
+#[test]
+fn chains_of_a_packed_ring_arrive_whole_while_the_device_looks() {
+    chains_arrive_whole(Kind::Packed);
 }

@@ -4,4 +4,5 @@ mod concurrency;
 mod lab;
 mod redrive;
 mod rings;
+mod state;
 mod switching;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::lab::{Habits, Lab, SETTINGS, STRANGER, by_source, guest_mac, tag, udp, wait_for};
+use super::lab::{Habits, Lab, SETTINGS, STRANGER, by_source, guest_mac, tag, udp};
 use crate::counters::DropReason;
 use crate::engine::{Poll, SleepIn};
 use crate::memory::frames::ChunkCache;
@@ -18,7 +18,7 @@ fn every_frame_of_two_workers_arrives_once_and_in_order() {
         let mut lab = Lab::new(settings, 3, 0);
         let mut sent = [0; 2];
         let mut expected = [0; 2];
-        wait_for("all frames of both senders", || {
+        lab.wait_for("all frames of both senders", |lab| {
             for sender in [0, 1] {
                 let source = guest_mac(u8::try_from(sender).expect("small"));
                 while sent[sender] < FRAMES
@@ -58,7 +58,7 @@ fn two_workers_share_one_nic_ring_without_losing_a_frame() {
     for settings in SETTINGS {
         let mut lab = Lab::new(settings, 2, 1);
         let (mut sent, mut expected) = ([0; 2], [0; 2]);
-        wait_for("all frames of both senders", || {
+        lab.wait_for("all frames of both senders", |lab| {
             for sender in [0, 1] {
                 let source = guest_mac(u8::try_from(sender).expect("small"));
                 // The NIC's ring takes 128.

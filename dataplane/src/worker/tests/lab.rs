@@ -74,14 +74,14 @@ fn nic_mac(index: u8) -> Mac {
     Mac([0x02, 0, 0, 0, 0x77, index])
 }
 
-/// Waits until `done` gives something.
-pub(super) fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+/// Waits until `done` gives something; `None` if it does not.
+fn wait<T>(mut done: impl FnMut() -> Option<T>) -> Option<T> {
     let start = Instant::now();
     loop {
-        if let Some(value) = done() {
+        let value = done();
+        if value.is_some() || start.elapsed() >= PATIENCE {
             return value;
         }
-        assert!(start.elapsed() < PATIENCE, "no sign of {what}");
         std::thread::yield_now();
     }
 }
@@ -178,11 +178,19 @@ impl Guest {
     }
 
     pub(super) fn rx_ring(&self) -> &Arc<Ring> {
-        self.rx_ring.as_ref().expect("a started ring")
+        self.started_rx().expect("a started ring")
     }
 
     pub(super) fn tx_ring(&self) -> &Arc<Ring> {
-        self.tx_ring.as_ref().expect("a started ring")
+        self.started_tx().expect("a started ring")
+    }
+
+    pub(super) fn started_rx(&self) -> Option<&Arc<Ring>> {
+        self.rx_ring.as_ref()
+    }
+
+    pub(super) fn started_tx(&self) -> Option<&Arc<Ring>> {
+        self.tx_ring.as_ref()
     }
 
     /// As GET_VRING_BASE of both rings does: the next publication lacks them.
@@ -269,6 +277,8 @@ pub(super) struct Lab {
     pub(super) nics: Vec<Arc<Nic>>,
     pub(super) peers: Vec<MemoryPeer>,
     pub(super) guests: Vec<Guest>,
+    pub(super) poll: Poll,
+    pub(super) habits: Habits,
 }
 
 impl Lab {
@@ -317,6 +327,8 @@ impl Lab {
                 .map(|index| Guest::new(index, Some(guest_mac(index)), workers, habits))
                 .collect(),
             memory,
+            poll,
+            habits,
         };
         for index in 0..nics {
             let (rx, tx, peer) = waitable_pair(index, &lab.memory, NIC_DEPTH).expect("an eventfd");
@@ -355,33 +367,41 @@ impl Lab {
     }
 
     pub(super) fn settled(&self, generation: u64) {
-        wait_for("an acknowledgement", || {
-            (self.engine.settled() == generation).then_some(())
-        });
+        let settled = wait(|| (self.engine.settled() == generation).then_some(()));
+        self.found("an acknowledgement", settled);
+    }
+
+    /// Waits until `done` gives something.
+    pub(super) fn wait_for<T>(&mut self, what: &str, mut done: impl FnMut(&mut Lab) -> Option<T>) -> T {
+        let value = wait(|| done(self));
+        self.found(what, value)
+    }
+
+    /// What [`wait`] gave.
+    fn found<T>(&self, what: &str, value: Option<T>) -> T {
+        value.unwrap_or_else(|| panic!("no sign of {what}\n{self}"))
     }
 
     /// A guest sends, however long the ring is full.
     pub(super) fn send(&mut self, guest: usize, frame: &[u8]) {
-        let guest = &mut self.guests[guest];
-        wait_for("room in a ring", || guest.send(frame).then_some(()));
+        self.wait_for("room in a ring", |lab| {
+            lab.guests[guest].send(frame).then_some(())
+        });
     }
 
     /// A NIC's peer sends, as soon as the NIC offers it room.
     pub(super) fn inject(&mut self, nic: usize, frame: &[u8]) {
-        let peer = &mut self.peers[nic];
-        wait_for("room in a NIC", || peer.inject(frame).then_some(()));
+        self.wait_for("room in a NIC", |lab| lab.peers[nic].inject(frame).then_some(()));
     }
 
     pub(super) fn collect(&mut self, nic: usize) -> Vec<u8> {
-        let peer = &mut self.peers[nic];
-        wait_for("a frame at a NIC", || peer.collect())
+        self.wait_for("a frame at a NIC", |lab| lab.peers[nic].collect())
     }
 
     /// The next frame at any NIC, and which.
     pub(super) fn collect_any(&mut self) -> (usize, Vec<u8>) {
-        let peers = &mut self.peers;
-        wait_for("a frame at some NIC", || {
-            peers
+        self.wait_for("a frame at some NIC", |lab| {
+            lab.peers
                 .iter_mut()
                 .enumerate()
                 .find_map(|(nic, peer)| Some((nic, peer.collect()?)))
@@ -394,10 +414,9 @@ impl Lab {
     }
 
     pub(super) fn receive_all(&mut self, guest: usize, count: usize) -> Vec<Vec<u8>> {
-        let guest = &mut self.guests[guest];
         let mut frames = Vec::new();
-        wait_for("a frame at a guest", || {
-            frames.extend(guest.received());
+        self.wait_for("a frame at a guest", |lab| {
+            frames.extend(lab.guests[guest].received());
             (frames.len() >= count).then_some(())
         });
         assert_eq!(frames.len(), count);
@@ -411,20 +430,21 @@ impl Lab {
         reason: DropReason,
         count: u64,
     ) -> Vec<Vec<u8>> {
-        let guest = &mut self.guests[guest];
         let mut frames = Vec::new();
-        wait_for("every frame received or dropped", || {
+        self.wait_for("every frame received or dropped", |lab| {
+            let guest = &mut lab.guests[guest];
             frames.extend(guest.received());
             (frames.len() as u64 + guest.drops(reason) >= count).then_some(())
         });
-        assert_eq!(frames.len() as u64 + guest.drops(reason), count);
+        assert_eq!(frames.len() as u64 + self.guests[guest].drops(reason), count);
         frames
     }
 
     /// Waits for a drop and returns once it is counted exactly `count` times.
     pub(super) fn dropped(&self, guest: usize, reason: DropReason, count: u64) {
         let guest = &self.guests[guest];
-        wait_for(reason.name(), || (guest.drops(reason) >= count).then_some(()));
+        let dropped = wait(|| (guest.drops(reason) >= count).then_some(()));
+        self.found(reason.name(), dropped);
         assert_eq!(guest.drops(reason), count, "{}", reason.name());
     }
 
@@ -436,14 +456,13 @@ impl Lab {
     }
 
     pub(super) fn nic_dropped(&self, nic: usize, reason: DropReason, count: u64) {
-        wait_for(reason.name(), || {
-            (self.nic_drops(nic, reason) >= count).then_some(())
-        });
+        let dropped = wait(|| (self.nic_drops(nic, reason) >= count).then_some(()));
+        self.found(reason.name(), dropped);
         assert_eq!(self.nic_drops(nic, reason), count, "{}", reason.name());
     }
 
     pub(super) fn event(&self) -> Event {
-        wait_for("an event", || self.engine.next_event())
+        self.found("an event", wait(|| self.engine.next_event()))
     }
 
     /// Waits until every worker has had a whole turn since the call (and so has done all that there was to do).

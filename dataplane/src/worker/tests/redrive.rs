@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::lab::{BROADCAST, Lab, SETTINGS, STRANGER, guest_mac, tag, udp, wait_for};
+use super::lab::{BROADCAST, Lab, SETTINGS, STRANGER, guest_mac, tag, udp};
 use crate::counters::DropReason;
 use crate::fabric::Nic;
 
@@ -41,12 +41,12 @@ fn frames_on_the_rings_of_a_lost_nic_leave_by_the_others_once() {
                 .map(|nic| nic.queues[0].tx.lock().tx().counters().frames);
             queues.sum()
         };
-        wait_for("every frame on a ring", || (sent(&lab) == 61).then_some(()));
+        lab.wait_for("every frame on a ring", |lab| (sent(lab) == 61).then_some(()));
         let held = lab.nics[0].queues[0].tx.lock().tx().counters().frames;
         assert!(held > 5, "{held}");
         lose(&lab, 0);
-        wait_for("the frames of the lost NIC", || {
-            (redriven(&lab, 0) == held).then_some(())
+        lab.wait_for("the frames of the lost NIC", |lab| {
+            (redriven(lab, 0) == held).then_some(())
         });
         let mut tags = HashSet::new();
         for _ in 0..61 {
@@ -67,7 +67,7 @@ fn with_no_nic_left_they_are_dropped_and_counted() {
             lab.send(0, &udp(STRANGER, guest_mac(0), number, number.into()));
         }
         let sent = |lab: &Lab| lab.nics[0].queues[0].tx.lock().tx().counters().frames;
-        wait_for("every frame on the ring", || (sent(&lab) == 20).then_some(()));
+        lab.wait_for("every frame on the ring", |lab| (sent(lab) == 20).then_some(()));
         lose(&lab, 0);
         lab.nic_dropped(0, DropReason::NoNicAlive, 20);
         lab.end();

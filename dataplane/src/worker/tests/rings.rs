@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::lab::{Habits, Lab, SETTINGS, STRANGER, guest_mac, tag, udp, wait_for};
+use super::lab::{Habits, Lab, SETTINGS, STRANGER, guest_mac, tag, udp};
 use crate::counters::DropReason;
 use crate::engine::{Event, Poll};
 use crate::fabric::NicQueue;
@@ -224,7 +224,7 @@ fn a_burst_never_overtakes_what_was_handed_off_before() {
         for number in 0..200 {
             lab.send(0, &udp(guest_mac(1), guest_mac(0), 1, number));
         }
-        wait_for("the hand-off", || {
+        lab.wait_for("the hand-off", |lab| {
             let handed_off = lab
                 .engine
                 .worker_counters()
