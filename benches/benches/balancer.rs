@@ -6,6 +6,7 @@
 //! Time is that of the thread and not of the clock on the wall unless a bench says so, so that what else runs on the machine counts only by the caches that
 //! it takes.
 
+use std::collections::VecDeque;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -311,6 +312,107 @@ fn storm(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Losses in one measurement of [`failover`].
+const LOSSES: usize = 2000;
+
+/// What the loss of a NIC costs with a million sessions in the table, by wall clock: to say it, and the first burst after it,
+/// whose sessions were all on that NIC, so that each is pinned anew; beside them the same burst just before. Other
+/// programs on the machine make the highest of such short times meaningless, hence two quantiles.
+fn failover(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("failover with 1,000,000 sessions");
+    group.sample_size(10).measurement_time(Duration::from_secs(2));
+    let balancer = balancer(CAPACITY, 4);
+    let mut sessions = Placed::new(&balancer, 1_000_000);
+    let quantiles = [("median", LOSSES / 2), ("99 %", LOSSES * 99 / 100)];
+    let times = [
+        ("the burst before", 0),
+        ("set_alive", 1),
+        ("the first burst after", 2),
+    ];
+    for ((name, time), (quantile, rank)) in times
+        .into_iter()
+        .flat_map(|time| quantiles.map(|quantile| (time, quantile)))
+    {
+        group.bench_function(format!("{name}, {quantile}"), |bencher| {
+            bencher.iter_custom(|runs| {
+                (0..runs)
+                    .map(|_| {
+                        let mut all: Vec<Duration> = (0..LOSSES)
+                            .map(|number| sessions.lose(&balancer, number % 8)[time])
+                            .collect();
+                        all.sort_unstable();
+                        all[rank]
+                    })
+                    .sum()
+            });
+        });
+    }
+    group.finish();
+    assert_eq!(balancer.stats().sessions, 1_000_000, "all are pinned still");
+}
+
+/// The sessions of each NIC, the one that was used longest ago first.
+struct Placed {
+    by_nic: [VecDeque<u32>; 8],
+    burst: Burst,
+    choices: Vec<Option<u8>>,
+}
+
+impl Placed {
+    fn new(balancer: &Balancer, sessions: u32) -> Placed {
+        let mut placed = Placed {
+            by_nic: Default::default(),
+            burst: Burst::with_capacity(BURST),
+            choices: Vec::with_capacity(BURST),
+        };
+        let mut flows = scattered(sessions);
+        loop {
+            let some: Vec<u32> = flows.by_ref().take(BURST).collect();
+            if some.is_empty() {
+                return placed;
+            }
+            placed.steer(balancer, &some);
+            placed.note(&some);
+        }
+    }
+
+    fn steer(&mut self, balancer: &Balancer, flows: &[u32]) -> Duration {
+        collect(balancer, &mut self.burst, &mut flows.iter().copied());
+        let started = Instant::now();
+        balancer.steer(0, 1, &self.burst, &mut self.choices);
+        started.elapsed()
+    }
+
+    fn note(&mut self, flows: &[u32]) {
+        for (&flow, nic) in flows.iter().zip(&self.choices) {
+            self.by_nic[usize::from(nic.unwrap_or(0))].push_back(flow);
+        }
+    }
+
+    /// Loses a NIC and has it back: how long its sessions' burst took before, the loss, and the burst after it. The two
+    /// bursts are of different sessions, so that neither finds the other's in the cache.
+    fn lose(&mut self, balancer: &Balancer, nic: usize) -> [Duration; 3] {
+        let lost = u8::try_from(nic).unwrap_or(0);
+        let before: Vec<u32> = self.by_nic[nic].drain(..BURST).collect();
+        let after: Vec<u32> = self.by_nic[nic].drain(..BURST).collect();
+        let usual = self.steer(balancer, &before);
+        assert!(self.choices.iter().all(|&choice| choice == Some(lost)));
+        self.note(&before);
+        let started = Instant::now();
+        balancer.set_alive(lost, false, 1);
+        let loss = started.elapsed();
+        let moving = self.steer(balancer, &after);
+        assert!(
+            self.choices
+                .iter()
+                .all(|&choice| choice.is_some_and(|choice| choice != lost))
+        );
+        self.note(&after);
+        balancer.set_alive(lost, true, 1);
+        [usual, loss, moving]
+    }
+}
+
 /// How long each call takes until one returns false, in ascending order.
 fn pauses(mut call: impl FnMut() -> bool) -> Vec<Duration> {
     let mut pauses = Vec::new();
@@ -329,6 +431,6 @@ fn pauses(mut call: impl FnMut() -> bool) -> Vec<Duration> {
 criterion_group! {
     name = benches;
     config = criterion::Criterion::default().with_measurement(ThreadTime);
-    targets = parsing, lookups, steering, opening, flood, storm
+    targets = parsing, lookups, steering, opening, flood, storm, failover
 }
 criterion_main!(benches);
