@@ -104,9 +104,7 @@ fn resets(snmp: &str) -> Result<u64> {
     let (names, values) = tcp.next().zip(tcp.next()).context("no lines of TCP")?;
     let told = names.zip(values);
     let counts = told.filter(|(name, _)| matches!(*name, "EstabResets" | "OutRsts"));
-    let counts: Vec<u64> = counts
-        .map(|(_, value)| value.parse())
-        .collect::<Result<_, _>>()?;
+    let counts: Vec<u64> = counts.map(|(_, value)| value.parse()).collect::<Result<_, _>>()?;
     anyhow::ensure!(counts.len() == 2, "not both counters are in {snmp}");
     Ok(counts.iter().sum())
 }
