@@ -13,7 +13,7 @@ use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use net::{FAR, GUEST, HOST, NIC, PEER, Station, frame, in_namespace, index, ip, until};
 use vnic_dataplane::checksum;
@@ -458,7 +458,11 @@ fn the_program_goes_with_its_handle() {
         assert_eq!(program.mode(), AttachMode::Native);
         assert!(attached());
         drop(program);
-        assert!(!attached());
+        // A process that another test is just starting may hold the descriptor until it executes its program.
+        let end = Instant::now() + net::PATIENCE;
+        while attached() {
+            assert!(Instant::now() < end, "the program is still attached");
+        }
     });
 }
 

@@ -30,6 +30,7 @@ use tracing::{info, warn};
 use vnic_dataplane::engine::{Engine, EngineConfig, Event, Poll, SleepIn};
 use vnic_dataplane::fabric::{Nic, NicState, PortIndex, PortState, VlanMode};
 use vnic_dataplane::memory::frames::{CHUNK_SIZE, ChunkCache, FrameMemory};
+use vnic_dataplane::virtq::prepare_to_signal;
 use vnic_lb::MAX_NICS;
 use vnic_lb::balancer::{Balancer, BalancerConfig};
 use vnic_lb::health::HealthConfig;
@@ -196,6 +197,7 @@ impl Daemon {
             // It is there: it was given at the start.
             let _ = balancer.set_link_speed(nic.index(), nic.interface.speed_mbps);
         }
+        prepare_to_signal();
         let engine = Engine::start(&engine_config, Arc::clone(&memory), Arc::clone(&balancer))?;
         let mut health_config = HealthConfig {
             updelay_ms: config.updelay_ms,

@@ -31,7 +31,7 @@ pub(crate) use self::chain::{Chain, Direction, HEAD, Head};
 pub use self::cursors::{CursorFile, CursorFileError, CursorSlot, Keeping, MAX_RINGS};
 pub(crate) use self::engine::{Engine, More};
 pub use self::packed::PackedRing;
-pub use self::signal::signal;
+pub use self::signal::{prepare_to_signal, signal};
 pub use self::split::SplitRing;
 
 use vmm_sys_util::eventfd::EventFd;

@@ -64,6 +64,13 @@ thread_local! {
     static AIO: RefCell<Option<io::Result<Aio>>> = const { RefCell::new(None) };
 }
 
+/// Takes what this thread needs for [`signal`] now, and not in the frame loop or when descriptors have run out.
+pub fn prepare_to_signal() {
+    AIO.with_borrow_mut(|aio| {
+        aio.get_or_insert_with(Aio::new);
+    });
+}
+
 /// Adds 1 to the counter of an eventfd, or leaves it as it is when it is full. Never waits, whatever the flags of the open file.
 ///
 /// Where asynchronous I/O is forbidden (a seccomp profile, fs.aio-max-nr) it is a write(2), which can wait for a front-end that clears

@@ -23,6 +23,7 @@ use vnic_lb::nics::NicIndex;
 use crate::engine::SharedState;
 use crate::fabric::{Fabric, Stock};
 use crate::memory::frames::{ChunkCache, Frame, FrameMemory};
+use crate::virtq::prepare_to_signal;
 use deliver::Staged;
 use sort::Sorted;
 pub use wait::{Poll, SleepIn};
@@ -65,6 +66,7 @@ struct Context {
 
 /// Runs worker `index` until the engine stops.
 pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
+    prepare_to_signal();
     let memory = Arc::clone(&shared.memory);
     let mut context = Context {
         index,

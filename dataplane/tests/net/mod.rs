@@ -23,7 +23,7 @@ pub const FAR: Mac = Mac([0x02, 0, 0, 0, 0, 0x02]);
 pub const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
 
 /// How long to wait for what must come.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs a test on a thread in a network namespace of its own with both veths up. The namespace has no name and goes with its last
 /// thread, process and socket, whatever happens.
