@@ -107,7 +107,7 @@ enum LbCommand {
 
 #[derive(Subcommand)]
 enum NicCommand {
-    /// Drive one more NIC: IF[,id=ID][,queues=N][,weight=W]..., as with vnicd --nic
+    /// Drive one more NIC: IF,id=ID,queues=N,weight=W and so on, as with vnicd --nic (all but IF may be left out)
     Add {
         /// The interface, and options
         #[arg(value_name = "IF[,OPTIONS]")]

@@ -124,7 +124,7 @@ fn look_at(ring: &mut impl Engine, max: usize, looks: &mut Vec<Look>) -> Result<
     Ok(())
 }
 
-/// Shows `each` the first bytes of gathered frames, up to [`PEEK`]: copies that need not be what was looked at, for what may be
+/// Shows `each` the first bytes of gathered frames, up to 256: copies that need not be what was looked at, for what may be
 /// decided on either.
 pub fn peek<'a, T>(
     ring: &Ring,
@@ -144,7 +144,7 @@ pub fn peek<'a, T>(
 }
 
 /// Bytes that [`peek`] reads: what parsing needs.
-pub const PEEK: usize = 256;
+const PEEK: usize = 256;
 
 /// Completes all chains of the last [`look`], in their order, and publishes them. Does not notify.
 pub fn finish(ring: &mut Ring) {
