@@ -200,7 +200,9 @@ impl Pulse {
             if turns != busy_turns {
                 (busy_turns, busy_at) = (turns, Some(now));
             }
-            let busy = busy_at.is_some_and(|at| now.duration_since(at) < LINGER);
+            // Without a NIC, frames move between guests only, and there is nothing to look at.
+            let busy = busy_at.is_some_and(|at| now.duration_since(at) < LINGER)
+                && self.nics.iter().any(Option::is_some);
             let woken = self.sleep(&wake, if busy { PACE } else { IDLE_PACE });
             let mut whole = false;
             loop {
