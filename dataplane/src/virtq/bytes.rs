@@ -2,6 +2,9 @@
 
 use std::ptr::NonNull;
 
+/// Bytes that move between caches together.
+pub(super) const CACHE_LINE: usize = 64;
+
 /// Up to this many bytes are copied in place: a call costs as much as the copy.
 const SHORT: usize = 256;
 
@@ -119,15 +122,20 @@ pub(super) fn prefetch_read(at: NonNull<u8>) {
     let _ = at;
 }
 
-/// Starts to bring the cache line at `at` in, to be written.
+/// Starts to bring the cache line at `at` in, to be written: the other cores' copies go now, not when the store waits for it.
 #[inline(always)]
 pub(super) fn prefetch_write(at: NonNull<u8>) {
+    // `_mm_prefetch` with a hint to write falls back to reading unless the whole program is compiled for processors that
+    // have `prefetchw`. Older 64-bit ones do nothing at this instruction, so it needs no such promise.
     #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        // SAFETY: as in `prefetch_read`.
-        unsafe { _mm_prefetch(at.as_ptr().cast(), _MM_HINT_ET0) };
-    }
+    // SAFETY: as in `prefetch_read`.
+    unsafe {
+        std::arch::asm!(
+            "prefetchw [{at}]",
+            at = in(reg) at.as_ptr(),
+            options(nomem, nostack, preserves_flags)
+        );
+    };
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::bytes::{copy, copy_once, prefetch_read, prefetch_write, read_once, read_once_16};
+use super::bytes::{CACHE_LINE, copy, copy_once, prefetch_read, prefetch_write, read_once, read_once_16};
 use crate::memory::guest::{GuestMemory, Window};
 
 /// Segments that a batch has room for: a chain that alone needs more is an absurd way to describe a frame.
@@ -27,7 +27,8 @@ pub(crate) struct Front {
     pub(crate) head: Head,
 }
 
-const CACHE_LINE: usize = 64;
+/// Bytes of a virtio-net header with the number of buffers.
+pub(crate) const HEADER: usize = 12;
 
 /// Bytes of a frame that are brought in before it is copied: further ones the processor sees coming by itself.
 const MOST_PREFETCHED: usize = 2048;
@@ -42,12 +43,52 @@ pub(crate) enum Direction {
 }
 
 impl Direction {
-    /// Starts to bring the beginning of a buffer into the cache.
+    /// Starts to bring a line of a buffer into the cache.
     #[inline(always)]
     fn prefetch(self, host: NonNull<u8>) {
         match self {
             Direction::Readable => prefetch_read(host),
             Direction::Writable => prefetch_write(host),
+        }
+    }
+
+    /// Starts to bring the beginning of a buffer of `len` bytes into the cache.
+    #[inline(always)]
+    fn prefetch_front(self, host: NonNull<u8>, len: u32) {
+        if ends_a_line(host) && len as usize > HEADER {
+            // Only to be read in either direction: see `put_header`.
+            prefetch_read(host);
+            // SAFETY: the buffer is longer than that.
+            self.prefetch(unsafe { host.add(HEADER) });
+        } else {
+            self.prefetch(host);
+        }
+    }
+}
+
+/// Whether a virtio-net header at `host` ends where a cache line does, so that it has that line without any of the frame.
+#[inline(always)]
+fn ends_a_line(host: NonNull<u8>) -> bool {
+    (host.as_ptr() as usize).wrapping_add(HEADER) % CACHE_LINE == 0
+}
+
+/// Writes a header, unless it is there and in lines of its own.
+///
+/// Drivers that keep the header right before the payload, as DPDK's do, get the same header in the same place again and again. As
+/// long as neither side writes it both keep its line; writing it moves the line to our core and back for each frame.
+///
+/// # Safety
+/// `host` must be valid for reading and writing as many bytes.
+#[inline(always)]
+unsafe fn put_header(header: &[u8; HEADER], host: NonNull<u8>) {
+    // SAFETY: as the caller vouches; the array is ours. The guest may write meanwhile: then it spoils its own header.
+    unsafe {
+        let is_there = || {
+            let (first, last) = (read_once::<u64>(host), read_once::<u32>(host.add(8)));
+            first.to_ne_bytes() == header[..8] && last.to_ne_bytes() == header[8..]
+        };
+        if !(ends_a_line(host) && is_there()) {
+            copy(NonNull::from(header).cast(), host, HEADER);
         }
     }
 }
@@ -181,7 +222,7 @@ impl Batch {
         if self.segments.len() == MAX_SEGMENTS || self.chains.len() == MAX_CHAINS {
             return false;
         }
-        direction.prefetch(host);
+        direction.prefetch_front(host, len);
         let first = self.segments.len();
         self.segments.push(Segment { host, len });
         self.chains.push(Chain {
@@ -350,6 +391,23 @@ impl Batch {
         done
     }
 
+    /// Takes the first line of each chain's payload away from other cores, all at once, by writing to it: it is about to be
+    /// overwritten. What a driver has read is in our cache still, but shared, and a prefetch to write does nothing for a line that is
+    /// there: each frame's first store would wait for the other core in turn.
+    #[inline(always)]
+    pub(super) fn claim(&self) {
+        for chain in &self.chains {
+            let Some(segment) = self.segments.get(usize::from(chain.first)) else {
+                return;
+            };
+            if segment.len as usize > HEADER {
+                // SAFETY: the segment, which lies in `self.memory`, has that byte. The chain is available, so its bytes are ours to
+                // write (virtio 1.2, 2.7.4), also if it should not be filled now.
+                unsafe { segment.host.add(HEADER).write_volatile(0) };
+            }
+        }
+    }
+
     /// Starts to bring the second and further cache lines of a chain's first segment in, up to `len` bytes.
     #[inline(always)]
     pub(super) fn prefetch(&self, chain: &Chain, len: usize, direction: Direction) {
@@ -425,7 +483,7 @@ impl Batch {
         chain: &Chain,
         rest: Range<usize>,
         target: (&Batch, &Chain),
-        header: &[u8; 12],
+        header: &[u8; HEADER],
         head: &Head,
     ) -> bool {
         let (Some(from), Some(into)) = (self.lone_segment(chain), target.0.lone_segment(target.1)) else {
@@ -438,7 +496,7 @@ impl Batch {
         }
         // SAFETY: both ranges were just found to lie in their segments; for the rest, as in `transfer`. The arrays are ours.
         unsafe {
-            copy(NonNull::from(header).cast(), into.host, header.len());
+            put_header(header, into.host);
             copy(NonNull::from(head).cast(), into.host.add(header.len()), HEAD);
             copy(from.host.add(rest.start), into.host.add(lead), len);
         }

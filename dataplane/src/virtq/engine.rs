@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::chain::{Batch, Chain, Cursor, Direction, Front, Head};
+use super::chain::{Batch, Chain, Cursor, Direction, Front, HEADER, Head};
 use super::notify::Call;
 use super::walk::Tables;
 use super::{RingError, RingSpec};
@@ -132,6 +132,12 @@ pub(crate) trait Engine {
         }
     }
 
+    /// Takes the gathered buffers' first lines away from other cores, before they are all written.
+    #[inline(always)]
+    fn claim(&self) {
+        self.core().batch.claim();
+    }
+
     /// Copies the bytes of a chain from `skip` on, as many as `out` takes: at once, if the chain is of one descriptor and has them.
     /// `false`, and nothing done, if not.
     #[inline(always)]
@@ -160,7 +166,7 @@ pub(crate) trait Engine {
         chain: &Chain,
         rest: Range<usize>,
         to: (&impl Engine, &Chain),
-        header: &[u8; 12],
+        header: &[u8; HEADER],
         head: &Head,
     ) -> bool {
         let target = (&to.0.core().batch, to.1);

@@ -27,7 +27,7 @@ mod walk;
 
 use std::sync::Arc;
 
-pub(crate) use self::chain::{Chain, Direction, HEAD, Head};
+pub(crate) use self::chain::{Chain, Direction, HEAD, HEADER, Head};
 pub use self::cursors::{CursorFile, CursorFileError, CursorSlot, Keeping, MAX_RINGS};
 pub(crate) use self::engine::{Engine, More};
 pub use self::packed::PackedRing;

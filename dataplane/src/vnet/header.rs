@@ -3,7 +3,7 @@
 use zerocopy::byteorder::little_endian::U16;
 use zerocopy::{Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::virtq::Engine;
+use crate::virtq::{Engine, HEADER};
 
 /// VIRTIO_NET_HDR_F_NEEDS_CSUM: the checksum is left to the device.
 const F_NEEDS_CSUM: u8 = 1;
@@ -25,7 +25,7 @@ pub(super) struct Header {
 
 impl Header {
     /// Bytes of the whole header.
-    pub(super) const LEN: usize = size_of::<Header>();
+    pub(super) const LEN: usize = HEADER;
     pub(super) const LEN_U8: u8 = 12;
     /// Bytes of the header without `num_buffers`.
     pub(super) const LEGACY_LEN: usize = 10;
@@ -59,5 +59,8 @@ impl Header {
     }
 }
 
-const _: () =
-    assert!(Header::LEN == Header::LEN_U8 as usize && Header::LEGACY_LEN == Header::LEGACY_LEN_U8 as usize);
+const _: () = assert!(
+    Header::LEN == size_of::<Header>()
+        && Header::LEN == Header::LEN_U8 as usize
+        && Header::LEGACY_LEN == Header::LEGACY_LEN_U8 as usize
+);

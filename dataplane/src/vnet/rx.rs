@@ -71,6 +71,7 @@ pub(super) fn deliver<R: Engine>(
         return Ok(burst);
     }
     ring.gather(Direction::Writable, frames)?;
+    ring.claim();
     let mut next = 0;
     let outcome = put(ring, &mut next, &mut burst);
     ring.return_from(next);
