@@ -391,17 +391,15 @@ impl Batch {
         done
     }
 
-    /// Takes the first line of each chain's payload away from other cores, all at once, by writing to it: it is about to be
-    /// overwritten. What a driver has read is in our cache still, but shared, and a prefetch to write does nothing for a line that is
-    /// there: each frame's first store would wait for the other core in turn.
+    /// Takes a line of each segment, the one behind a header at its beginning, away from other cores, all at once, by writing to it: it
+    /// is about to be overwritten. What a driver has read is in our cache still, but shared, and a prefetch to write does nothing for
+    /// a line that is there: each frame's first store would wait for the other core in turn. It does so too if these stores are not
+    /// close together.
     #[inline(always)]
     pub(super) fn claim(&self) {
-        for chain in &self.chains {
-            let Some(segment) = self.segments.get(usize::from(chain.first)) else {
-                return;
-            };
+        for segment in &self.segments {
             if segment.len as usize > HEADER {
-                // SAFETY: the segment, which lies in `self.memory`, has that byte. The chain is available, so its bytes are ours to
+                // SAFETY: the segment, which lies in `self.memory`, has that byte. Its chain is available, so its bytes are ours to
                 // write (virtio 1.2, 2.7.4), also if it should not be filled now.
                 unsafe { segment.host.add(HEADER).write_volatile(0) };
             }
