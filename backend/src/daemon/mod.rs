@@ -416,6 +416,8 @@ impl Daemon {
         while let Some(event) = self.engine.next_event() {
             match event {
                 Event::MacSeen { port, mac } => self.learn(usize::from(port), mac),
+                // No topology of the daemon has stations yet.
+                Event::StationSeen { .. } => {}
                 Event::RingBroken { port, ring, error } => {
                     if let Some(port) = self.ports.get_mut(usize::from(port)) {
                         port.ring_broken(ring, &error.to_string());
