@@ -1,5 +1,6 @@
 //! Topology `pinned`: NICs on independent switches that learn where a guest is from its frames, or are told.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ use vnic_tests::traffic::raw::{self, Capture};
 use vnic_tests::traffic::sessions::{SessionGroup, SessionPlan};
 
 const ARP: u16 = 0x0806;
+const RARP: u16 = 0x8035;
+const TAGGED: u16 = 0x8100;
 
 fn wait<T>(what: &str, ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     wait_for(what, PATIENCE, Duration::from_millis(50), ready)
@@ -51,6 +54,16 @@ fn wait_learned(switches: &Switches, nic: usize, when: &str) -> Result<()> {
 fn wait_alive(daemon: &Daemon, nic: usize, alive: bool) -> Result<()> {
     wait(&format!("alive={alive} of up{nic}"), || {
         Ok((daemon.nic_is_alive(&format!("up{nic}"))? == alive).then_some(()))
+    })
+}
+
+/// Waits until announcements of before are over.
+fn silence(daemon: &Daemon) -> Result<()> {
+    let announced = || -> Result<Option<u64>> { Ok(daemon.query("status")?["pinned"]["announced"].as_u64()) };
+    let mut last = None;
+    wait_for("silence", PATIENCE, Duration::from_secs(4), || {
+        let before = std::mem::replace(&mut last, announced()?);
+        Ok((before == last).then_some(()))
     })
 }
 
@@ -160,13 +173,7 @@ fn switches_are_told_where_a_silent_guest_is() -> Result<()> {
         let has = |address: &str| listed.as_array().is_some_and(|all| all.contains(&address.into()));
         Ok((has(&ipv4) && has(&ipv6)).then_some(()))
     })?;
-    // Announcements of before are over.
-    let announced = || -> Result<Option<u64>> { Ok(daemon.query("status")?["pinned"]["announced"].as_u64()) };
-    let mut last = announced()?;
-    wait_for("silence", PATIENCE, Duration::from_secs(4), || {
-        let before = std::mem::replace(&mut last, announced()?);
-        Ok((before == last).then_some(()))
-    })?;
+    silence(&daemon)?;
     guest.process().signal(Signal::SIGSTOP)?;
     let sent = || -> Result<Value> { Ok(daemon.query("stats")?["ports"][0]["guest_tx"].clone()) };
     let before = sent()?;
@@ -205,5 +212,132 @@ fn switches_are_told_where_a_silent_guest_is() -> Result<()> {
     assert!(drained.contains("0 are left"), "{drained}");
     wait_learned(&switches, second, "when its NIC is drained")?;
     assert_eq!(ping_from(&switches.peer, &ipv4, 3, 56)?, 3);
+    Ok(())
+}
+
+/// A station as a test names it: which of the guest's vNICs, and the VLAN of its frames on the wire.
+type Named = (usize, u16);
+
+/// Stations by NIC, as vnicd reports them.
+fn stations(daemon: &Daemon) -> Result<[BTreeSet<Named>; 2]> {
+    let status = daemon.query("status")?;
+    let listed = status["pinned"]["listed"]
+        .as_array()
+        .context("no list of stations")?;
+    let mut by_nic = [BTreeSet::new(), BTreeSet::new()];
+    for station in listed {
+        let vnic = (0..VNICS.len()).find(|vnic| station["mac"] == guest_mac(*vnic));
+        let vnic = vnic.with_context(|| format!("a stranger: {station}"))?;
+        let vlan = station["vlan"].as_u64().context("no VLAN")?.try_into()?;
+        by_nic[usize::from(station["nic"] == "up1")].insert((vnic, vlan));
+    }
+    Ok(by_nic)
+}
+
+/// The guest's vNICs: name and options of the port, and the tags of the frames that it sends by it (0: none).
+const VNICS: [(&str, &str, &[u16]); 3] = [
+    ("a", "vlan=7", &[0]),
+    ("b", "", &[0]),
+    ("t", "trunk=10-20", &[11, 12]),
+];
+
+fn tagged(mut frame: Vec<u8>, vlan: u16) -> Vec<u8> {
+    if vlan != 0 {
+        frame.splice(12..12, [TAGGED.to_be_bytes(), vlan.to_be_bytes()].concat());
+    }
+    frame
+}
+
+/// Which of the guest's stations a RARP frame announces.
+fn announced(frame: &[u8]) -> Option<Named> {
+    let vnic = (0..VNICS.len()).find(|vnic| frame[6..12] == guest_mac_bytes(*vnic))?;
+    let (vlan, kind) = match frame[12..14] == TAGGED.to_be_bytes() {
+        true => (u16::from_be_bytes([frame[14], frame[15]]), &frame[16..18]),
+        false => (0, &frame[12..14]),
+    };
+    (kind == RARP.to_be_bytes()).then_some((vnic, vlan))
+}
+
+#[test]
+fn each_address_in_each_vlan_is_balanced_and_announced_for_itself() -> Result<()> {
+    let _machine = MachineLock::acquire()?;
+    prepare()?;
+    let folder = tempfile::tempdir()?;
+    let switches = Switches::new()?;
+    let ports = VNICS.map(|(name, ..)| (name, ""));
+    let mut options = DaemonOptions::new(&ports, &switches.nics(), 2);
+    options.topology = "pinned";
+    options.arguments = ["--lb", "least_conn"].map(str::to_owned).to_vec();
+    for (index, (port, (_, vlans, _))) in options.ports.iter_mut().zip(VNICS).enumerate() {
+        port.options = vlans.to_owned();
+        // One is learned.
+        port.mac = Some(guest_mac(index)).filter(|_| !vlans.is_empty());
+    }
+    let daemon = Daemon::start(&switches.host, folder.path(), &options)?;
+    let vnic = |(index, (name, ..)): (usize, (&str, &str, &[u16]))| Vnic {
+        packed: false,
+        socket: port_socket(folder.path(), name),
+        mac: guest_mac(index),
+        queues: 1,
+    };
+    let vnics = VNICS.into_iter().enumerate().map(vnic).collect();
+    let mut guest = Guest::launch(folder.path(), &GuestOptions::new("g", vnics))?
+        .booted(1)
+        .with_context(|| daemon.log_tail(30))?;
+    // Nothing but this test's frames.
+    let quiet = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6";
+    guest.run(&["sh", "-c", quiet], Duration::from_secs(20))?;
+    let found = guest.interfaces()?;
+    for (index, (name, _, tags)) in VNICS.iter().enumerate() {
+        let interface = found.iter().find(|interface| interface.mac == guest_mac(index));
+        let interface = &interface
+            .with_context(|| format!("no interface for {name}"))?
+            .name;
+        guest.configure(interface, &[])?;
+        for vlan in *tags {
+            let frame = raw::experimental_frame([0xff; 6], guest_mac_bytes(index), b"here");
+            guest.send_frame(interface, tagged(frame, *vlan), 3)?;
+            // The next is placed by how many there are.
+            wait("a station", || {
+                let [one, other] = stations(&daemon)?;
+                let mut all = one.union(&other);
+                let wanted = if *vlan == 0 && index == 0 { 7 } else { *vlan };
+                Ok(all.any(|station| *station == (index, wanted)).then_some(()))
+            })?;
+        }
+    }
+    let [one, other] = stations(&daemon)?;
+    assert_eq!((one.len(), other.len()), (2, 2), "{one:?} {other:?}");
+    let all: BTreeSet<Named> = one.union(&other).copied().collect();
+    assert_eq!(all, BTreeSet::from([(0, 7), (1, 0), (2, 11), (2, 12)]));
+
+    // Those of a lost NIC are announced, and no others.
+    silence(&daemon)?;
+    guest.process().signal(Signal::SIGSTOP)?;
+    let capture = |kind| {
+        switches
+            .peer
+            .run(move || Ok(Capture::start(PEER_INTERFACE, kind)?))
+    };
+    let captures = [capture(RARP)?, capture(TAGGED)?];
+    switches.set_port(0, "down")?;
+    let mut heard = BTreeSet::new();
+    wait("the announcements", || {
+        for capture in &captures {
+            let frames = capture.collect(100, Duration::from_millis(100))?;
+            heard.extend(frames.iter().filter_map(|frame| announced(frame)));
+        }
+        Ok(heard.is_superset(&one).then_some(()))
+    })?;
+    assert_eq!(heard, one);
+    assert_eq!(stations(&daemon)?, [BTreeSet::new(), all.clone()]);
+
+    // A NIC that is taken away hands its stations over.
+    switches.set_port(0, "up")?;
+    wait_alive(&daemon, 0, true)?;
+    let removed = daemon.vnic(&["nic", "remove", "up1"])?;
+    assert!(removed.contains("4 stations go on by the others"), "{removed}");
+    assert_eq!(stations(&daemon)?, [all, BTreeSet::new()]);
+    guest.process().signal(Signal::SIGCONT)?;
     Ok(())
 }
