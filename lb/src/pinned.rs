@@ -197,11 +197,14 @@ impl Stations {
         })
     }
 
-    /// Forgets a station: its guest has gone. Returns whether there was one.
-    pub fn forget(&self, station: Station) -> bool {
+    /// Forgets stations, at once: their guest has gone. Returns how many of them there were.
+    pub fn forget(&self, gone: &[Station]) -> usize {
+        let mut gone = gone.to_vec();
+        gone.sort_unstable();
         self.change(|pins, _| {
-            let at = pins.binary_search_by_key(&station, |pin| pin.station);
-            at.map(|at| pins.remove(at)).is_ok()
+            let before = pins.len();
+            pins.retain(|pin| gone.binary_search(&pin.station).is_err());
+            before - pins.len()
         })
     }
 

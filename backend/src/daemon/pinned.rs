@@ -113,8 +113,8 @@ impl Daemon {
                 started.extend(home(port).map(|station| (at, station)));
                 continue;
             }
+            pinning.stations.forget(&known.stations);
             for station in known.stations.drain(..) {
-                pinning.stations.forget(station);
                 pinning.announcer.forget(station);
             }
             port.state.settle_station();

@@ -65,8 +65,10 @@ fn a_mac_in_another_vlan_is_another_station() {
     let stations = stations(2, Algorithm::LeastConn);
     let nics = [1, 2].map(|vlan| stations.assign(station(9, vlan), 0).unwrap());
     assert_ne!(nics[0], nics[1]);
-    assert!(stations.forget(station(9, 1)) && !stations.forget(station(9, 1)));
-    assert_eq!(stations.list().len(), 1);
+    assert_eq!(stations.forget(&[station(9, 3), station(9, 1)]), 1);
+    assert_eq!(stations.forget(&[station(9, 1)]), 0);
+    let left: Vec<Station> = stations.list().iter().map(|pin| pin.station).collect();
+    assert_eq!(left, [station(9, 2)]);
 }
 
 #[test]
