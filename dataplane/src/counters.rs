@@ -93,6 +93,8 @@ drop_reasons! {
     UnknownDestination = "unknown_destination",
     /// It came from a NIC with the source MAC of a running local port: a loop.
     LoopedBack = "looped_back",
+    /// Topology `pinned`: switches sent it to several NICs, and it is taken from another one.
+    OtherNic = "other_nic",
     /// Its VLAN tag, or the lack of one, is not allowed on the port that it came from or was going to.
     VlanNotAllowed = "vlan_not_allowed",
     /// No NIC is alive.

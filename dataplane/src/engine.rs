@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vnic_lb::balancer::Balancer;
 use vnic_lb::mac::Mac;
+use vnic_lb::pinned::{Station, Stations};
 use vnic_lb::{Clock, Millis};
 
 use crate::counters::{PerWorker, WorkerCounters};
@@ -38,6 +39,13 @@ pub enum Event {
         /// The address.
         mac: Mac,
     },
+    /// Topology `pinned`: a port sent a frame of a station that has no NIC of its own yet; it went by its slot.
+    StationSeen {
+        /// The port.
+        port: PortIndex,
+        /// The station.
+        station: Station,
+    },
     /// A driver broke a rule; the ring was marked broken and is left alone.
     RingBroken {
         /// The port.
@@ -56,8 +64,8 @@ pub enum Event {
     },
 }
 
-/// Room for one event of each ring and port, and some for workers.
-const EVENTS: usize = MAX_PORTS * (2 * MAX_QUEUE_PAIRS + 1) + 64;
+/// Room for one event of each ring, two of each port, and some for workers.
+const EVENTS: usize = MAX_PORTS * (2 * MAX_QUEUE_PAIRS + 2) + 64;
 
 /// What workers and the control thread share.
 pub(crate) struct SharedState {
@@ -68,6 +76,8 @@ pub(crate) struct SharedState {
     started: Instant,
     pub(crate) memory: Arc<FrameMemory>,
     pub(crate) balancer: Arc<Balancer>,
+    /// In topology `pinned`, where these decide instead of sessions.
+    pub(crate) stations: Option<Arc<Stations>>,
     pub(crate) counters: PerWorker<WorkerCounters>,
     /// Wakes each worker from its sleep.
     pub(crate) wake: Box<[EventFd]>,
@@ -174,11 +184,30 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts the workers on an empty fabric.
+    /// Starts the workers on an empty fabric; sessions decide which NIC a frame leaves by.
     pub fn start(
         config: &EngineConfig,
         memory: Arc<FrameMemory>,
         balancer: Arc<Balancer>,
+    ) -> Result<Engine, EngineError> {
+        Engine::start_with(config, memory, balancer, None)
+    }
+
+    /// The same for topology `pinned`: stations decide.
+    pub fn start_pinned(
+        config: &EngineConfig,
+        memory: Arc<FrameMemory>,
+        stations: Arc<Stations>,
+    ) -> Result<Engine, EngineError> {
+        let balancer = Arc::clone(stations.balancer());
+        Engine::start_with(config, memory, balancer, Some(stations))
+    }
+
+    fn start_with(
+        config: &EngineConfig,
+        memory: Arc<FrameMemory>,
+        balancer: Arc<Balancer>,
+        stations: Option<Arc<Stations>>,
     ) -> Result<Engine, EngineError> {
         let workers = config.workers.max(1);
         prefer_huge_pages(balancer.table_addresses());
@@ -190,6 +219,7 @@ impl Engine {
             started: Instant::now(),
             memory,
             balancer,
+            stations,
             counters: PerWorker::new(workers),
             wake: (0..workers).map(|_| eventfd()).collect::<Result<_, _>>()?,
             seen: (0..workers).map(|_| CachePadded::default()).collect(),

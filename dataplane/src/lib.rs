@@ -11,6 +11,7 @@ pub mod group;
 #[cfg(test)]
 mod interleavings;
 pub mod memory;
+pub mod neighbour;
 pub mod nic;
 pub mod program;
 pub mod switch;

@@ -5,16 +5,22 @@
 //! Workers look at a [`View`]. The control thread assigns stations as guests' addresses become known, and calls
 //! [`Stations::settle`] after each change of the NICs that are alive: what it returns has to be announced from the new NIC
 //! (gratuitous ARP, unsolicited NA, RARP), or the switches go on sending to the old one. Until then workers use the same NIC
-//! that it will settle on, so that failover does not wait for it.
+//! that it will settle on, so that failover does not wait for it. In the same way a station that nobody has assigned yet goes
+//! by its slot.
 
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::AtomicU8;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 
-use crate::balancer::Balancer;
+use crate::balancer::{Balancer, Explanation};
 use crate::key::SessionKey;
 use crate::mac::Mac;
-use crate::nics::{NicIndex, NicSet, has};
+use crate::nics::{NicIndex, NicSet, has, members};
 use crate::plan::Plan;
 use crate::policy::Loads;
 use crate::table::elapsed_ms;
@@ -58,8 +64,18 @@ pub struct Pin {
     pub station: Station,
     /// Its NIC, dead or alive.
     pub nic: NicIndex,
-    /// Where it was before, and when it moved.
-    pub moved: Option<(NicIndex, Millis)>,
+    /// Since when.
+    pub since: Millis,
+    /// The NIC that its frames left by before, if that was another one.
+    pub from: Option<NicIndex>,
+}
+
+impl Pin {
+    /// Milliseconds since the station is its NIC's.
+    #[must_use]
+    pub fn age_ms(&self, now: Millis) -> Millis {
+        elapsed_ms(now, self.since)
+    }
 }
 
 /// Whether a received frame is for the guests, or a copy that a switch flooded.
@@ -76,15 +92,21 @@ pub struct Stations {
     balancer: Arc<Balancer>,
     /// Ordered by station.
     pins: ArcSwap<Vec<Pin>>,
+    /// The NIC that group frames were last accepted from, or [`NOBODY`].
+    designated: AtomicU8,
     /// Held by whoever changes pins; no worker does.
     changes: Mutex<()>,
 }
+
+/// No NIC, in [`Stations::designated`].
+const NOBODY: u8 = u8::MAX;
 
 /// The pins during one burst.
 pub struct View {
     pins: Guard<Arc<Vec<Pin>>>,
     plan: Guard<Arc<Plan>>,
     alive: NicSet,
+    designated: Option<NicIndex>,
 }
 
 impl Stations {
@@ -94,6 +116,7 @@ impl Stations {
         Stations {
             balancer,
             pins: ArcSwap::default(),
+            designated: AtomicU8::new(NOBODY),
             changes: Mutex::new(()),
         }
     }
@@ -102,11 +125,42 @@ impl Stations {
     #[must_use]
     pub fn view(&self) -> View {
         let plan = self.balancer.plan();
+        let alive = self.balancer.alive().snapshot() & plan.present;
+        let last = self.designated.load(Relaxed);
+        let keeps = last != NOBODY && has(alive, last);
         View {
-            alive: self.balancer.alive().snapshot() & plan.present,
+            alive,
+            designated: if keeps { Some(last) } else { members(alive).next() },
             pins: self.pins.load(),
             plan,
         }
+    }
+
+    /// The balancer whose NICs, algorithm and weights are used.
+    #[must_use]
+    pub fn balancer(&self) -> &Arc<Balancer> {
+        &self.balancer
+    }
+
+    /// Stations of each NIC.
+    #[must_use]
+    pub fn per_nic(&self) -> [u64; MAX_NICS] {
+        loads(&self.pins.load()).sessions
+    }
+
+    /// In the place of [`Balancer::tick`], for stations are what `adaptive` is to even out.
+    pub fn tick(&self, now: Millis) {
+        self.balancer.tick_for(now, &self.per_nic());
+    }
+
+    /// What would become of a frame of a station now, and why. Changes nothing.
+    #[must_use]
+    pub fn explain(&self, station: Station, now: Millis) -> Explanation {
+        let pins = self.pins.load();
+        let pin = pins.iter().find(|pin| pin.station == station);
+        let pin = pin.map(|pin| (pin.nic, pin.age_ms(now), pin.from.is_some()));
+        self.balancer
+            .explain_station(now, &station.key(), pin, &loads(&pins))
     }
 
     /// The stations and their NICs.
@@ -130,17 +184,27 @@ impl Stations {
             let nic = self
                 .balancer
                 .choose_for(&view.plan, slot, false, (view.alive, now), &loads(pins))?;
-            let moved = None;
-            pins.insert(at, Pin { station, nic, moved });
+            // Its frames went by its slot until now, and answers may be under way to there.
+            let from = view.by_slot(station, view.alive).filter(|&before| before != nic);
+            let pin = Pin {
+                station,
+                nic,
+                since: now,
+                from,
+            };
+            pins.insert(at, pin);
             Some(nic)
         })
     }
 
-    /// Forgets a station: its guest has gone. Returns whether there was one.
-    pub fn forget(&self, station: Station) -> bool {
+    /// Forgets stations, at once: their guest has gone. Returns how many of them there were.
+    pub fn forget(&self, gone: &[Station]) -> usize {
+        let mut gone = gone.to_vec();
+        gone.sort_unstable();
         self.change(|pins, _| {
-            let at = pins.binary_search_by_key(&station, |pin| pin.station);
-            at.map(|at| pins.remove(at)).is_ok()
+            let before = pins.len();
+            pins.retain(|pin| gone.binary_search(&pin.station).is_err());
+            before - pins.len()
         })
     }
 
@@ -148,6 +212,8 @@ impl Stations {
     /// is alive they stay. A NIC that comes back gets none: they have been announced elsewhere.
     #[must_use = "the moves have to be announced"]
     pub fn settle(&self, now: Millis) -> Vec<Move> {
+        self.designated
+            .store(self.view().designated.unwrap_or(NOBODY), Relaxed);
         self.relocate(now, |view, nic| !has(view.alive, nic))
     }
 
@@ -166,7 +232,7 @@ impl Stations {
                     continue;
                 };
                 let (station, from) = (pin.station, pin.nic);
-                (pin.nic, pin.moved) = (to, Some((from, now)));
+                (pin.nic, pin.since, pin.from) = (to, now, Some(from));
                 moves.push(Move { station, from, to });
             }
             moves
@@ -187,7 +253,9 @@ impl Stations {
 }
 
 impl View {
-    fn pin(&self, station: Station) -> Option<&Pin> {
+    /// The station's pin; `None`: nobody has assigned it yet.
+    #[must_use]
+    pub fn pin(&self, station: Station) -> Option<&Pin> {
         let at = self.pins.binary_search_by_key(&station, |pin| pin.station);
         at.ok().and_then(|at| self.pins.get(at))
     }
@@ -206,10 +274,12 @@ impl View {
         }
     }
 
-    /// The one NIC from which broadcast and multicast frames are accepted: the lowest that is alive.
+    /// The one NIC from which broadcast and multicast frames are accepted. It stays that while it is alive: at each change a
+    /// frame that is under way may be taken twice or not at all, and the switch's port of a NIC that has come back may not
+    /// forward yet.
     #[must_use]
     pub fn designated(&self) -> Option<NicIndex> {
-        (0u8..).take(MAX_NICS).find(|&nic| has(self.alive, nic))
+        self.designated
     }
 
     /// Whether a frame that came by a NIC for `dst` is to be taken.
@@ -219,11 +289,8 @@ impl View {
             self.designated() == Some(nic)
         } else {
             // What is still in the ring of a NIC that died was sent to it alone.
-            let pinned = self.pin(dst);
-            let moved = pinned.and_then(|pin| pin.moved);
-            pinned.is_some_and(|pin| pin.nic == nic)
-                || self.steer(dst) == Some(nic)
-                || moved.is_some_and(|(from, at)| from == nic && elapsed_ms(now, at) < GRACE_MS)
+            let late = |pin: &Pin| pin.from == Some(nic) && pin.age_ms(now) < GRACE_MS;
+            self.pin(dst).is_some_and(|pin| pin.nic == nic || late(pin)) || self.steer(dst) == Some(nic)
         };
         if is_mine { Accept::Yes } else { Accept::OtherNic }
     }
@@ -234,203 +301,4 @@ fn loads(pins: &[Pin]) -> Loads {
     let mut loads = Loads::default();
     pins.iter().for_each(|pin| loads.place(pin.nic, false));
     loads
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::balancer::BalancerConfig;
-    use crate::nics::NicInfo;
-    use crate::policy::Algorithm;
-
-    fn stations(nics: u8, algorithm: Algorithm) -> Stations {
-        let info = |nic| NicInfo {
-            id: format!("nic{nic}"),
-            weight: None,
-        };
-        let balancer = Balancer::new(&BalancerConfig {
-            nics: (0..nics).map(info).collect(),
-            algorithm,
-            session_capacity: 16,
-            workers: 1,
-            hash_key: [7; 16],
-            timeouts: Default::default(),
-            limits: Default::default(),
-        });
-        (0..nics).for_each(|nic| {
-            balancer.set_alive(nic, true, 0);
-        });
-        Stations::new(balancer)
-    }
-
-    fn station(number: u8, vlan: u16) -> Station {
-        Station {
-            mac: Mac([0x52, 0x54, 0, 0, 0, number]),
-            vlan,
-        }
-    }
-
-    fn counts(stations: &Stations) -> [usize; MAX_NICS] {
-        let mut counts = [0; MAX_NICS];
-        stations
-            .list()
-            .iter()
-            .for_each(|pin| counts[usize::from(pin.nic)] += 1);
-        counts
-    }
-
-    #[test]
-    fn stations_are_dealt_by_the_algorithm_and_keep_their_nic() {
-        let even = stations(4, Algorithm::LeastConn);
-        for number in 0..100 {
-            let nic = even.assign(station(number, 0), 0);
-            assert_eq!(even.view().steer(station(number, 0)), nic);
-            assert_eq!(even.assign(station(number, 0), 1), nic, "again");
-        }
-        assert_eq!(counts(&even)[..4], [25; 4]);
-        let hashed = stations(4, Algorithm::Hash);
-        for number in 0..100 {
-            let before = hashed.view().steer(station(number, 7));
-            assert_eq!(
-                hashed.assign(station(number, 7), 0),
-                before,
-                "by its slot before and after"
-            );
-        }
-        assert!(counts(&hashed)[..4].iter().all(|&count| count > 10));
-    }
-
-    #[test]
-    fn a_mac_in_another_vlan_is_another_station() {
-        let stations = stations(2, Algorithm::LeastConn);
-        let nics = [1, 2].map(|vlan| stations.assign(station(9, vlan), 0).unwrap());
-        assert_ne!(nics[0], nics[1]);
-        assert!(stations.forget(station(9, 1)) && !stations.forget(station(9, 1)));
-        assert_eq!(stations.list().len(), 1);
-    }
-
-    #[test]
-    fn only_stations_of_a_dead_nic_move_and_they_stay_where_they_went() {
-        let stations = stations(4, Algorithm::Hash);
-        (0..200).for_each(|number| {
-            stations.assign(station(number, 0), 0);
-        });
-        let before = stations.list();
-        let lost = counts(&stations)[2];
-        stations.balancer.set_alive(2, false, 10);
-        let during: Vec<_> = before
-            .iter()
-            .map(|pin| stations.view().steer(pin.station))
-            .collect();
-        let moves = stations.settle(20);
-        assert_eq!(moves.len(), lost);
-        for (pin, worker) in before.iter().zip(&during) {
-            let nic = stations.view().steer(pin.station);
-            assert_eq!(nic, *worker, "workers did not wait for it");
-            let told = moves.iter().find(|one| one.station == pin.station);
-            assert_eq!(told.is_some(), pin.nic == 2);
-            assert!(told.is_none_or(|told| told.from == 2 && Some(told.to) == nic));
-        }
-        assert_eq!(stations.settle(21), [], "they are where they should be");
-        stations.balancer.set_alive(2, true, 30);
-        assert_eq!(stations.settle(30), []);
-        assert_eq!(counts(&stations)[2], 0);
-    }
-
-    #[test]
-    fn with_no_nic_alive_pins_stay() {
-        let stations = stations(2, Algorithm::Hash);
-        let nic = stations.assign(station(1, 0), 0).unwrap();
-        (0..2).for_each(|nic| {
-            stations.balancer.set_alive(nic, false, 1);
-        });
-        assert_eq!(
-            (stations.settle(2), stations.view().steer(station(1, 0))),
-            (vec![], None)
-        );
-        assert_eq!(stations.assign(station(2, 0), 2), None);
-        assert_eq!(stations.view().designated(), None);
-        stations.balancer.set_alive(nic, true, 3);
-        assert_eq!(stations.settle(3), []);
-        assert_eq!(stations.view().steer(station(1, 0)), Some(nic));
-    }
-
-    #[test]
-    fn a_drained_nic_is_evacuated() {
-        let stations = stations(2, Algorithm::Hash);
-        (0..50).for_each(|number| {
-            stations.assign(station(number, 0), 0);
-        });
-        stations.balancer.drain(0).unwrap();
-        let moves = stations.evacuate(0, 5);
-        assert!(moves.len() > 10 && moves.iter().all(|one| (one.from, one.to) == (0, 1)));
-        assert_eq!(counts(&stations)[..2], [0, 50]);
-        assert_eq!(stations.assign(station(77, 0), 6), Some(1));
-        stations.balancer.set_alive(1, false, 7);
-        assert_eq!(stations.settle(8).len(), 51, "a drained NIC is better than none");
-    }
-
-    #[test]
-    fn unicast_is_taken_from_its_nic_only_and_from_the_old_one_for_a_while() {
-        let stations = stations(3, Algorithm::LeastConn);
-        let one = station(1, 5);
-        let home = stations.assign(one, 0).unwrap();
-        let taken_from = |now| {
-            let view = stations.view();
-            (0u8..3)
-                .filter(|&nic| view.accept(nic, one, now) == Accept::Yes)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(taken_from(0), [home]);
-        stations.balancer.set_alive(home, false, 100);
-        let heir = stations.view().steer(one).unwrap();
-        let mut both = vec![home, heir];
-        both.sort_unstable();
-        assert_eq!(
-            taken_from(101),
-            both,
-            "what is still in its ring, and what comes by the other"
-        );
-        assert_eq!(stations.settle(110).len(), 1);
-        assert_eq!(taken_from(110 + GRACE_MS - 1), both);
-        assert_eq!(taken_from(110 + GRACE_MS), [heir]);
-    }
-
-    #[test]
-    fn broadcast_is_taken_from_one_nic() {
-        let stations = stations(3, Algorithm::Hash);
-        let everyone = Station {
-            mac: Mac::BROADCAST,
-            vlan: 5,
-        };
-        let taken_from = || {
-            let view = stations.view();
-            (0u8..3)
-                .filter(|&nic| view.accept(nic, everyone, 0) == Accept::Yes)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(taken_from(), [0]);
-        stations.balancer.set_alive(0, false, 1);
-        assert_eq!(taken_from(), [1]);
-        stations.balancer.set_alive(0, true, 2);
-        assert_eq!(taken_from(), [0]);
-    }
-
-    #[test]
-    fn there_is_an_end_to_stations() {
-        let stations = stations(2, Algorithm::Hash);
-        let of = |number: u64| Station {
-            mac: Mac::from_u64(0x5254_0000_0000 + number),
-            vlan: 0,
-        };
-        let pins = (0..MAX_STATIONS as u64).map(|number| Pin {
-            station: of(number),
-            nic: 0,
-            moved: None,
-        });
-        stations.pins.store(Arc::new(pins.collect()));
-        let beyond = of(MAX_STATIONS as u64);
-        assert_eq!(stations.assign(beyond, 0), None);
-        assert!(stations.view().steer(beyond).is_some(), "by its slot");
-    }
 }

@@ -38,6 +38,8 @@ pub struct DaemonOptions {
     pub ports: Vec<Port>,
     /// Host NICs.
     pub nics: Vec<String>,
+    /// What the NICs are plugged into, if there are several.
+    pub topology: &'static str,
     /// Datapath threads.
     pub workers: u32,
     /// Further arguments.
@@ -57,6 +59,7 @@ impl DaemonOptions {
         DaemonOptions {
             ports: ports.iter().map(port).collect(),
             nics: nics.to_vec(),
+            topology: "lag",
             workers,
             arguments: Vec::new(),
         }
@@ -100,7 +103,7 @@ pub fn arguments(folder: &Path, options: &DaemonOptions) -> Vec<String> {
         arguments.extend(["--nic".to_owned(), nic.clone()]);
     }
     if options.nics.len() > 1 {
-        arguments.extend(["--topology".to_owned(), "lag".to_owned()]);
+        arguments.extend(["--topology".to_owned(), options.topology.to_owned()]);
     }
     arguments.extend(["--workers".to_owned(), options.workers.to_string()]);
     // Two busy workers would starve the guest on a machine of two cores.

@@ -16,6 +16,7 @@ pub mod pcap;
 pub mod process;
 pub mod qemu;
 pub mod scene;
+pub mod switches;
 pub mod sys;
 pub mod testpmd;
 pub mod traffic;

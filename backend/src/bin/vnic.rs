@@ -57,13 +57,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Which NIC a session leaves by, or a new one would, and why
+    /// Which NIC a session (in topology pinned a guest) leaves by, or a new one would, and why
     #[command(
         after_help = "Examples:\n  vnic explain tcp 10.0.0.1:80 10.0.0.2:40000\n  vnic explain 'udp [fe80::1]:53 <-> \
-                            [fe80::2]:999 vlan 100'\n  vnic explain icmp 10.0.0.1 10.0.0.2 id 7"
+                            [fe80::2]:999 vlan 100'\n  vnic explain icmp 10.0.0.1 10.0.0.2 id 7\n  vnic explain mac 52:54:00:12:34:56 \
+                            vlan 100"
     )]
     Explain {
-        /// The flow, as `vnic sessions` shows it; arrows may be left out
+        /// The flow, as `vnic sessions` shows it (arrows may be left out), or a station, as `vnic status` does
         #[arg(value_name = "FLOW", required = true)]
         flow: Vec<String>,
         #[command(flatten)]
@@ -136,7 +137,7 @@ enum NicCommand {
         #[command(flatten)]
         output: Output,
     },
-    /// Have a NIC take no new sessions; tells how many are left
+    /// Have a NIC take no new sessions; tells how many are left. In topology pinned its guests move to others
     Drain {
         /// Its id
         #[arg(value_name = "NIC")]

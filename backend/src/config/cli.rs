@@ -70,14 +70,15 @@ pub(super) struct Cli {
     #[arg(long = "nic", value_name = "IF[,OPTIONS]", help_heading = "NICs")]
     pub nics: Vec<String>,
 
-    /// What the NICs are plugged into; must be given with two or more NICs [possible values: lag]
+    /// What the NICs are plugged into; must be given with two or more NICs [possible values: lag, pinned]
     ///
-    /// lag: one link aggregation group (static LAG, LACP, MLAG, or ECMP): sessions are balanced.
-    /// Example: --topology lag
+    /// lag: one link aggregation group (static LAG, LACP, MLAG, or ECMP): sessions are balanced. pinned: independent
+    /// switch ports of one network: whole guests are balanced, each of their addresses has one NIC, and the network is
+    /// told when that changes. Example: --topology lag
     #[arg(long, value_name = "TOPOLOGY", help_heading = "NICs")]
     pub topology: Option<String>,
 
-    /// Which NIC a new session gets [possible values: hash, least_conn, weighted, adaptive]
+    /// Which NIC a new session gets, or with --topology pinned a guest [possible values: hash, least_conn, weighted, adaptive]
     /// [default: hash] [env: LB_ALGORITHM]
     ///
     /// hash: by consistent hash of the session, the same again after a restart. least_conn: the NIC with the fewest

@@ -146,7 +146,8 @@ pub enum ConfigError {
     NoWeight,
     #[error(
         "{count} NICs need `--topology`, since what they are plugged into decides what may be balanced: \
-         add `--topology lag` if all their links belong to one link aggregation group of the switch"
+         add `--topology lag` if all their links belong to one link aggregation group of the switch, or \
+         `--topology pinned` if they are plugged into independent switch ports"
     )]
     NoTopology { count: usize },
     #[error(

@@ -180,6 +180,8 @@ words! {
     Topology {
         /// One link aggregation group (static or LACP, MLAG, or ECMP towards the guest).
         Lag = "lag",
+        /// Independent switch ports: a guest's address is behind one NIC at a time.
+        Pinned = "pinned",
     }
 }
 

@@ -78,11 +78,11 @@ fn bad_command_lines_say_what_why_and_what_to_do() {
         (&["--socket-path", "/s"], &["one port and no NIC", "--nic IF"]),
         (
             &["--socket-path", "/s", "--nic", "e0", "--nic", "e1"],
-            &["2 NICs need `--topology`", "--topology lag"],
+            &["2 NICs need `--topology`", "--topology lag", "--topology pinned"],
         ),
         (
             &["--socket-path", "/s", "--nic", "e0", "--topology", "ring"],
-            &["`ring`", "`--topology`", "give lag"],
+            &["`ring`", "`--topology`", "give lag, pinned"],
         ),
         (
             &[
@@ -399,6 +399,18 @@ fn a_file_alone_is_enough() {
     );
     assert_eq!((config.sessions, config.allow_default_route_nic), (2048, true));
     assert_eq!(config.topology, Some(Topology::Lag));
+}
+
+#[test]
+fn nics_may_be_plugged_into_independent_ports() {
+    let two = ["--socket-path", "/s", "--nic", "e0", "--nic", "e1"];
+    let config = run(&[&two[..], &["--topology", "pinned"]].concat()).unwrap();
+    assert_eq!(config.topology, Some(Topology::Pinned));
+    let config = run_file("topology = 'pinned'\n", &two).unwrap();
+    assert_eq!(
+        config.topology.map(|it| it.to_string()).as_deref(),
+        Some("pinned")
+    );
 }
 
 #[test]

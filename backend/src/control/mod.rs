@@ -7,3 +7,4 @@ pub mod protocol;
 pub mod render;
 pub mod report;
 pub mod server;
+pub mod station;

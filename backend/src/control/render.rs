@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use super::report::{
-    AlgorithmReport, EventReport, ExplainReport, NicAddedReport, NicReport, NicSessionsReport,
-    NicWeightReport, NicsReport, PortsReport, SessionsReport, StatsReport, StatusReport, Traffic,
+    AlgorithmReport, Counted, EventReport, ExplainReport, NicAddedReport, NicReport, NicSessionsReport,
+    NicWeightReport, NicsReport, PinnedReport, PortsReport, SessionsReport, StatsReport, StatusReport,
+    Traffic,
 };
 
 /// How a column is aligned.
@@ -110,10 +111,28 @@ pub fn status(report: &StatusReport) -> String {
         cpus.join(", ")
     );
     facts.row(["workers".into(), workers]);
-    facts.row([
-        "sessions".into(),
-        format!("{} of {}", report.sessions, report.session_capacity),
-    ]);
+    match &report.pinned {
+        None => facts.row([
+            "sessions".into(),
+            format!("{} of {}", report.sessions, report.session_capacity),
+        ]),
+        Some(pinned) => {
+            facts.row([
+                "stations".into(),
+                format!("{} of {}", pinned.stations, pinned.capacity),
+            ]);
+            let from = pinned.designated.clone().unwrap_or_else(|| "-".into());
+            facts.row(["groups from".into(), from]);
+            let unsent = match pinned.unsent {
+                0 => String::new(),
+                unsent => format!(", {} that the NIC had no room for", count(unsent)),
+            };
+            facts.row([
+                "announced".into(),
+                format!("{} frames{unsent}", count(pinned.announced)),
+            ]);
+        }
+    }
     let ports: Vec<String> = report
         .ports
         .iter()
@@ -134,7 +153,33 @@ pub fn status(report: &StatusReport) -> String {
     ]);
     let mut out = String::new();
     facts.write(&mut out);
+    if let Some(pinned) = &report.pinned {
+        stations(pinned, &mut out);
+    }
     out
+}
+
+fn stations(pinned: &PinnedReport, out: &mut String) {
+    let mut table = Table::new(&["MAC", "VLAN", "PORT", "NIC", ">SINCE", "BEFORE", "ADDRESSES"]);
+    for station in &pinned.listed {
+        table.row([
+            station.mac.clone(),
+            match station.vlan {
+                0 => "-".into(),
+                vlan => vlan.to_string(),
+            },
+            station.port.clone().unwrap_or_else(|| "-".into()),
+            station.nic.clone(),
+            duration(station.since_ms),
+            station.from.clone().unwrap_or_else(|| "-".into()),
+            list(&station.addresses),
+        ]);
+    }
+    section(out, "Stations", &table);
+    let listed = pinned.listed.len();
+    if u64::try_from(listed).is_ok_and(|listed| listed < pinned.stations) {
+        let _ = writeln!(out, "{listed} of {} stations", pinned.stations);
+    }
 }
 
 /// `vnic stats`
@@ -372,7 +417,7 @@ pub fn nics(report: &NicsReport) -> String {
         "MODE",
         "JUMBO",
         ">WEIGHT",
-        ">SESSIONS",
+        counted(report.counted),
         "LAST CHANGE",
     ]);
     for nic in &report.nics {
@@ -458,10 +503,19 @@ pub fn event(event: &EventReport) -> String {
     format!("{}  {nic}  {}: {}", time(event.unix_ms), event.kind, event.cause)
 }
 
+fn counted(what: Counted) -> &'static str {
+    match what {
+        Counted::Sessions => ">SESSIONS",
+        Counted::Stations => ">STATIONS",
+    }
+}
+
 /// `vnic explain`
 #[must_use]
 pub fn explain(report: &ExplainReport) -> String {
-    let mut facts = Table::new(&["session", &report.key]);
+    let of_station = report.key.starts_with("mac ");
+    let what = if of_station { "station" } else { "session" };
+    let mut facts = Table::new(&[what, &report.key]);
     facts.row([
         "leaves by".into(),
         report.choice.clone().unwrap_or_else(|| "-".into()),
@@ -470,7 +524,7 @@ pub fn explain(report: &ExplainReport) -> String {
     let pinned = match (&report.pinned, report.pinned_ms) {
         (Some(nic), Some(ms)) => format!("{nic}, {} ago", duration(ms)),
         (Some(nic), None) => nic.clone(),
-        (None, _) => "no such session".into(),
+        (None, _) => format!("no such {what}"),
     };
     facts.row(["pinned to".into(), pinned]);
     facts.row(["algorithm".into(), report.algorithm.clone()]);
@@ -483,7 +537,11 @@ pub fn explain(report: &ExplainReport) -> String {
         "STATE",
         ">WEIGHT",
         ">SPEED",
-        ">SESSIONS",
+        counted(if of_station {
+            Counted::Stations
+        } else {
+            Counted::Sessions
+        }),
         ">HALF-OPEN",
         ">RTT",
         ">UTILISATION",
@@ -537,9 +595,10 @@ pub fn nic_added(report: &NicAddedReport) -> String {
 #[must_use]
 pub fn nic_removed(report: &NicSessionsReport) -> String {
     format!(
-        "NIC {} removed: {} sessions go on by the others\n",
+        "NIC {} removed: {} {} go on by the others\n",
         report.id,
-        count(report.sessions)
+        count(report.sessions),
+        report.counted
     )
 }
 
@@ -556,8 +615,9 @@ pub fn nic_weight(report: &NicWeightReport) -> String {
 #[must_use]
 pub fn nic_drained(report: &NicSessionsReport) -> String {
     format!(
-        "NIC {} takes no new sessions; {} are left (`vnic nics` shows how many)\n",
+        "NIC {} takes no new {}; {} are left (`vnic nics` shows how many)\n",
         report.id,
+        report.counted,
         count(report.sessions)
     )
 }
@@ -566,8 +626,9 @@ pub fn nic_drained(report: &NicSessionsReport) -> String {
 #[must_use]
 pub fn nic_undrained(report: &NicSessionsReport) -> String {
     format!(
-        "NIC {} takes new sessions again; it has {}\n",
+        "NIC {} takes new {} again; it has {}\n",
         report.id,
+        report.counted,
         count(report.sessions)
     )
 }
@@ -670,7 +731,7 @@ fn duration(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::report::{NicStats, PortStats, SessionReport};
+    use crate::control::report::{NicStats, PortStats, SessionReport, StationReport};
 
     #[test]
     fn numbers_for_people() {
@@ -707,6 +768,62 @@ mod tests {
             ..EventReport::default()
         };
         assert_eq!(event(&lost), "1970-01-01 00:00:00.000  left  lost: carrier lost");
+    }
+
+    #[test]
+    fn stations_are_shown_in_the_place_of_sessions() {
+        let station = StationReport {
+            mac: "52:54:00:00:00:01".into(),
+            vlan: 100,
+            port: Some("web".into()),
+            nic: "right".into(),
+            since_ms: 3250,
+            from: Some("left".into()),
+            addresses: vec!["10.0.0.7".into(), "fd00::7".into()],
+        };
+        let pinned = PinnedReport {
+            stations: 2,
+            capacity: 16_384,
+            designated: Some("right".into()),
+            announced: 1_234,
+            unsent: 0,
+            listed: vec![station],
+        };
+        let text = status(&StatusReport {
+            topology: Some("pinned".into()),
+            pinned: Some(pinned),
+            ..StatusReport::default()
+        });
+        for part in [
+            "topology     pinned\n",
+            "stations     2 of 16384\n",
+            "groups from  right\n",
+            "announced    1,234 frames\n",
+            "52:54:00:00:00:01  100   web   right  3.2 s  left    10.0.0.7, fd00::7\n",
+            "1 of 2 stations\n",
+        ] {
+            assert!(text.contains(part), "`{part}` in\n{text}");
+        }
+        assert!(!text.contains("sessions"), "{text}");
+        let report = NicSessionsReport {
+            id: "left".into(),
+            sessions: 3,
+            counted: Counted::Stations,
+        };
+        assert_eq!(
+            nic_removed(&report),
+            "NIC left removed: 3 stations go on by the others\n"
+        );
+        let nics = nics(&NicsReport {
+            nics: vec![NicReport::default()],
+            counted: Counted::Stations,
+        });
+        assert!(nics.contains("STATIONS") && !nics.contains("SESSIONS"), "{nics}");
+        let text = explain(&ExplainReport {
+            key: "mac 52:54:00:00:00:01 vlan 100".into(),
+            ..ExplainReport::default()
+        });
+        assert!(text.contains("pinned to  no such station\n"), "{text}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! without virtio header and FCS. "Guest TX" is what guests send, "guest RX" what they receive.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -38,10 +39,69 @@ pub struct StatusReport {
     pub sessions: u64,
     /// Most sessions that fit.
     pub session_capacity: u64,
+    /// Topology `pinned`; `null` in another one.
+    #[serde(default)]
+    pub pinned: Option<PinnedReport>,
     /// Ports in the order of the configuration.
     pub ports: Vec<PortSummary>,
     /// NICs in the order of the configuration.
     pub nics: Vec<NicSummary>,
+}
+
+/// Topology `pinned` in [`StatusReport`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinnedReport {
+    /// Guests' addresses, each in one VLAN, that have a NIC.
+    pub stations: u64,
+    /// The most that there can be.
+    pub capacity: u64,
+    /// Id of the NIC from which broadcast and multicast are taken; `null`: none is alive.
+    pub designated: Option<String>,
+    /// Frames that announced where stations are.
+    pub announced: u64,
+    /// Those for which the NIC had no room; they are repeated as if they had been sent.
+    pub unsent: u64,
+    /// The first stations.
+    pub listed: Vec<StationReport>,
+}
+
+/// A station in [`PinnedReport`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StationReport {
+    /// The guest's MAC address.
+    pub mac: String,
+    /// The VLAN of the tag that its frames have on the wire; 0: none.
+    pub vlan: u16,
+    /// The port.
+    pub port: Option<String>,
+    /// Id of its NIC.
+    pub nic: String,
+    /// Milliseconds since it is that one's.
+    pub since_ms: u64,
+    /// Id of the NIC before, if there was one.
+    pub from: Option<String>,
+    /// IP addresses that the guest was seen to have.
+    pub addresses: Vec<String>,
+}
+
+/// What is counted of NICs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Counted {
+    /// Sessions.
+    #[default]
+    Sessions,
+    /// Topology `pinned`: stations.
+    Stations,
+}
+
+impl fmt::Display for Counted {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Counted::Sessions => "sessions",
+            Counted::Stations => "stations",
+        })
+    }
 }
 
 /// A worker in [`StatusReport`].
@@ -305,6 +365,9 @@ pub struct SessionEnd {
 pub struct NicsReport {
     /// In the order of the configuration.
     pub nics: Vec<NicReport>,
+    /// What [`NicReport::sessions`] counts.
+    #[serde(default)]
+    pub counted: Counted,
 }
 
 /// A NIC in [`NicsReport`].
@@ -452,8 +515,11 @@ pub struct NicAddedReport {
 pub struct NicSessionsReport {
     /// Its stable id.
     pub id: String,
-    /// Sessions pinned to it; for one that was removed, those that go on by the others.
+    /// Sessions (or stations) pinned to it; for one that was removed, those that go on by the others.
     pub sessions: u64,
+    /// Which of the two.
+    #[serde(default)]
+    pub counted: Counted,
 }
 
 /// Answer to `nic_set`.

@@ -22,6 +22,7 @@ use vnic_lb::MAX_NICS;
 use vnic_lb::balancer::Balancer;
 use vnic_lb::health::{Cause, Event, Health, HealthConfig, Input};
 use vnic_lb::nics::NicIndex;
+use vnic_lb::pinned::{Move, Stations};
 
 use crate::host::carrier::CarrierWatch;
 
@@ -90,12 +91,14 @@ impl Watched {
 }
 
 /// What the thread tells.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum News {
     /// A NIC became alive or dead.
     Turned { event: Event, at: Instant },
     /// A NIC's interface is gone.
     Vanished(NicIndex),
+    /// Topology `pinned`: stations are other NICs' now, and are to be announced there.
+    Moved(Vec<Move>),
 }
 
 /// The control thread's handle. Dropping it ends the thread.
@@ -113,6 +116,7 @@ impl HealthThread {
         config: HealthConfig,
         nics: Vec<(NicIndex, Watched)>,
         balancer: Arc<Balancer>,
+        stations: Option<Arc<Stations>>,
         watcher: Watcher,
     ) -> io::Result<HealthThread> {
         let (commands, orders) = channel();
@@ -124,6 +128,7 @@ impl HealthThread {
             health: Health::new(config),
             nics: Default::default(),
             balancer,
+            stations,
             watcher,
             teller,
             notify: Arc::clone(&notify),
@@ -179,6 +184,8 @@ struct Pulse {
     health: Health,
     nics: [Option<Watched>; MAX_NICS],
     balancer: Arc<Balancer>,
+    /// In topology `pinned`.
+    stations: Option<Arc<Stations>>,
     watcher: Watcher,
     teller: Sender<News>,
     notify: Arc<EventFd>,
@@ -302,7 +309,7 @@ impl Pulse {
     /// Lets everybody know what changed, the workers first.
     fn apply(&mut self) {
         let mut events = std::mem::take(&mut self.events);
-        let mut lost = false;
+        let (mut lost, mut turned) = (false, false);
         for event in events.drain(..) {
             let watched = self.nics.get(usize::from(event.nic)).and_then(Option::as_ref);
             let flag = watched.map(|nic| &nic.state.lost);
@@ -319,6 +326,7 @@ impl Pulse {
                 }
                 lost = true;
             }
+            turned = true;
             self.tell(News::Turned {
                 event,
                 at: Instant::now(),
@@ -326,6 +334,13 @@ impl Pulse {
         }
         if lost {
             self.watcher.wake_workers();
+        }
+        // The workers use the same NICs already.
+        if let Some(stations) = self.stations.as_ref().filter(|_| turned) {
+            let moves = stations.settle(self.watcher.now());
+            if !moves.is_empty() {
+                self.tell(News::Moved(moves));
+            }
         }
         self.events = events;
     }

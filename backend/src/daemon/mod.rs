@@ -1,6 +1,7 @@
 //! The daemon: one thread that sets everything up, then waits for front-ends, operators, workers, carriers and signals, and never
 //! for one of them alone.
 
+mod announcer;
 mod cursors;
 mod drive;
 mod events;
@@ -11,6 +12,7 @@ mod links;
 mod log_budget;
 mod nic;
 mod operator;
+mod pinned;
 mod port;
 mod report;
 mod stall;
@@ -36,8 +38,9 @@ use vnic_lb::balancer::{Balancer, BalancerConfig};
 use vnic_lb::health::HealthConfig;
 use vnic_lb::mac::Mac;
 use vnic_lb::nics::{NicIndex, NicInfo};
+use vnic_lb::pinned::Stations;
 
-use crate::config::{Config, Endpoint, NicConfig, PollMode, PortConfig, SleepMode};
+use crate::config::{Config, Endpoint, NicConfig, PollMode, PortConfig, SleepMode, Topology};
 use crate::control::protocol::Ticket;
 use crate::control::report::NicSessionsReport;
 use crate::control::server::Server;
@@ -54,6 +57,7 @@ use keeper::Keeper;
 use links::HostLinks;
 use nic::NicRuntime;
 use operator::Listener;
+use pinned::Pinning;
 use port::{Entrance, MacOrigin, Outcome, PortRuntime};
 use stall::StallWatch;
 use uplinks::{Done, Leaving};
@@ -89,8 +93,10 @@ pub struct Daemon {
     /// The host's interfaces; `None` without NICs.
     links: Option<HostLinks>,
     balancer: Arc<Balancer>,
+    /// In topology `pinned`.
+    pinned: Option<Pinning>,
     memory: Arc<FrameMemory>,
-    /// For frames that are left on hand-off rings of queues that are gone.
+    /// For announcements, and for frames that are left on hand-off rings of queues that are gone.
     chunks: ChunkCache,
     /// Taken out while it is served, since it calls back.
     control: Option<Server>,
@@ -174,7 +180,11 @@ impl Daemon {
                 })
                 .collect(),
             algorithm: config.lb.policy(),
-            session_capacity: config.sessions,
+            session_capacity: match config.topology {
+                // Stations decide there, and no session is ever made.
+                Some(Topology::Pinned) => 1,
+                _ => config.sessions,
+            },
             workers: config.workers,
             timeouts: config.timeouts,
             limits: config.limits,
@@ -198,7 +208,12 @@ impl Daemon {
             let _ = balancer.set_link_speed(nic.index(), nic.interface.speed_mbps);
         }
         prepare_to_signal();
-        let engine = Engine::start(&engine_config, Arc::clone(&memory), Arc::clone(&balancer))?;
+        let stations = (config.topology == Some(Topology::Pinned))
+            .then(|| Arc::new(Stations::new(Arc::clone(&balancer))));
+        let engine = match &stations {
+            Some(stations) => Engine::start_pinned(&engine_config, Arc::clone(&memory), Arc::clone(stations)),
+            None => Engine::start(&engine_config, Arc::clone(&memory), Arc::clone(&balancer)),
+        }?;
         let mut health_config = HealthConfig {
             updelay_ms: config.updelay_ms,
             stall_ms: stall::STALL_MS,
@@ -208,8 +223,14 @@ impl Daemon {
             health_config.flap.suppress = f64::INFINITY;
         }
         let watched = uplinks::first_watch(&nics)?;
-        let health = HealthThread::start(health_config, watched, Arc::clone(&balancer), engine.watcher())
-            .context("cannot start the thread that watches the NICs")?;
+        let health = HealthThread::start(
+            health_config,
+            watched,
+            Arc::clone(&balancer),
+            stations.clone(),
+            engine.watcher(),
+        )
+        .context("cannot start the thread that watches the NICs")?;
         let started = Instant::now();
         let mut daemon = Daemon {
             started,
@@ -227,6 +248,7 @@ impl Daemon {
             listeners: Vec::new(),
             links,
             balancer,
+            pinned: stations.map(Pinning::new),
             chunks: ChunkCache::new(Arc::clone(&memory)),
             memory,
             control: Some(control),
@@ -326,7 +348,13 @@ impl Daemon {
         notifier.ready(self.status_line());
         let mut next_housekeeping = Instant::now() + HOUSEKEEPING;
         loop {
-            let due = [self.turn_uplinks(), self.tell_listeners(), self.watch_stalls()];
+            self.sync_stations();
+            let due = [
+                self.turn_uplinks(),
+                self.tell_listeners(),
+                self.watch_stalls(),
+                self.announce(),
+            ];
             let next = due.into_iter().flatten().fold(next_housekeeping, Instant::min);
             let timeout = match self.may_publish() {
                 true => Duration::ZERO,
@@ -372,6 +400,7 @@ impl Daemon {
                 notifier.alive();
                 notifier.status(self.status_line());
                 self.nics.iter_mut().for_each(NicRuntime::check_queues);
+                self.take_snooped();
                 next_housekeeping = Instant::now() + HOUSEKEEPING;
             }
             // One publication at a time: a front-end that changes its rings without end costs the workers, and so the other
@@ -416,6 +445,7 @@ impl Daemon {
         while let Some(event) = self.engine.next_event() {
             match event {
                 Event::MacSeen { port, mac } => self.learn(usize::from(port), mac),
+                Event::StationSeen { port, station } => self.station_seen(usize::from(port), station),
                 Event::RingBroken { port, ring, error } => {
                     if let Some(port) = self.ports.get_mut(usize::from(port)) {
                         port.ring_broken(ring, &error.to_string());
@@ -454,6 +484,7 @@ impl Daemon {
             info!(port = port.state.name, "learned the guest's address {mac}");
             port.mac = Some((mac, MacOrigin::Learned));
             self.admit(mac);
+            self.port_learned(at);
             // With the address in the fabric nobody proposes one any more, so the proposal need not be settled.
             self.unpublished = true;
         } else {

@@ -7,6 +7,7 @@ use vnic_lb::MAX_NICS;
 use vnic_lb::balancer::Explanation;
 use vnic_lb::nics::{NicIndex, NicState};
 use vnic_lb::parse::parse;
+use vnic_lb::pinned::Move;
 use vnic_lb::policy::Algorithm;
 
 use super::Daemon;
@@ -32,7 +33,8 @@ pub(super) enum Refusal {
     TooMany,
     #[error(
         "a second NIC needs a topology, since what they are plugged into decides what may be balanced: start vnicd with \
-         `--topology lag` if both links belong to one link aggregation group of the switch"
+         `--topology lag` if both links belong to one link aggregation group of the switch, or with `--topology pinned` if \
+         they are plugged into independent switch ports"
     )]
     NoTopology,
     #[error("NIC {id} is being opened or removed now: try again in a moment")]
@@ -163,7 +165,7 @@ impl Daemon {
                 before,
             };
             let cause = format!("{before} to {}", report.weight);
-            answered(ticket, set, Some(id), "weight", cause, &report)
+            answered(ticket, set, Some(id), "weight", cause, &report, Vec::new())
         });
         Ok(Reply::Later)
     }
@@ -180,24 +182,28 @@ impl Daemon {
             self.check_others(index)?;
         }
         let (balancer, id) = (Arc::clone(&self.balancer), id.to_owned());
+        let (stations, counted, now) = (self.stations(), self.counted(), self.engine.now());
         self.keeper.run(move || {
             let (set, kind) = match drained {
                 true => (balancer.drain(index), "drained"),
                 false => (balancer.undrain(index), "undrained"),
             };
-            let sessions = *set.as_ref().unwrap_or(&0);
+            let mut sessions = *set.as_ref().unwrap_or(&0);
+            let mut moves = Vec::new();
+            if let Some(stations) = stations.filter(|_| set.is_ok()) {
+                // A station never ends by itself, as a session does.
+                if drained {
+                    moves = stations.evacuate(index, now);
+                }
+                sessions = stations.per_nic()[usize::from(index)];
+            }
             let report = NicSessionsReport {
                 id: id.clone(),
                 sessions,
+                counted,
             };
-            answered(
-                ticket,
-                set,
-                Some(id),
-                kind,
-                format!("{sessions} sessions left"),
-                &report,
-            )
+            let cause = format!("{sessions} {counted} left");
+            answered(ticket, set, Some(id), kind, cause, &report, moves)
         });
         Ok(Reply::Later)
     }
@@ -221,7 +227,8 @@ impl Daemon {
                 algorithm: algorithm.to_string(),
             };
             let cause = format!("{} to {algorithm}", report.before);
-            answered(ticket, Ok::<(), CallError>(()), None, "algorithm", cause, &report)
+            let set = Ok::<(), CallError>(());
+            answered(ticket, set, None, "algorithm", cause, &report, Vec::new())
         });
         Ok(Reply::Later)
     }
@@ -261,9 +268,12 @@ impl Daemon {
 
     /// `explain`
     pub(super) fn explain(&self, text: &str) -> Result<Reply, CallError> {
+        if let Some(stations) = self.stations() {
+            return self.explain_station(&stations, text);
+        }
         let frame = flow::frame(text).map_err(bad_params)?;
         let explained = self.balancer.explain(self.engine.now(), &parse(&frame));
-        Reply::report(&explain_report(&explained))
+        Reply::report(&explain_report(&explained, explained.key.to_string()))
     }
 }
 
@@ -275,6 +285,7 @@ fn answered<T, E: std::fmt::Display>(
     kind: &'static str,
     cause: String,
     report: &impl serde::Serialize,
+    moves: Vec<Move>,
 ) -> Done {
     let (answer, event) = match outcome {
         Ok(_) => (Reply::report(report), Some((nic, kind, cause))),
@@ -284,10 +295,12 @@ fn answered<T, E: std::fmt::Display>(
         ticket,
         answer,
         event,
+        moves,
     }
 }
 
-fn explain_report(explained: &Explanation) -> ExplainReport {
+/// `key`: what was asked about.
+pub(super) fn explain_report(explained: &Explanation, key: String) -> ExplainReport {
     let id = |index: NicIndex| {
         let found = explained.nics.iter().find(|nic| nic.state.nic == index);
         found.map_or_else(|| format!("removed NIC {index}"), |nic| nic.state.info.id.clone())
@@ -306,7 +319,7 @@ fn explain_report(explained: &Explanation) -> ExplainReport {
         cost: nic.figures.cost,
     });
     ExplainReport {
-        key: explained.key.to_string(),
+        key,
         algorithm: explained.algorithm.to_string(),
         slot: explained.slot,
         order: explained.order.iter().map(|nic| id(*nic)).collect(),

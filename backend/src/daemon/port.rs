@@ -169,6 +169,16 @@ impl PortRuntime {
         self.rings.iter().any(Option::is_some)
     }
 
+    /// Whether a line that the guest has caused may be written now, and how many were withheld.
+    pub(super) fn may_log(&mut self) -> Option<Option<u64>> {
+        self.log.take(Instant::now())
+    }
+
+    /// Whether its rings are with the control thread for now, or for good.
+    pub(super) fn is_quiescing(&self) -> bool {
+        self.quiesce.is_some()
+    }
+
     /// Takes a connection that waits on the listener: serves it if nobody is served, and closes it otherwise.
     pub(super) fn accept(&mut self) -> Outcome {
         let Some((listener, _)) = self.entrance.listener().zip(self.listener_interest()) else {

@@ -54,6 +54,7 @@ impl Daemon {
                 .collect(),
             sessions: balancer.sessions,
             session_capacity: balancer.capacity,
+            pinned: self.pinned_report(),
             ports: self
                 .ports
                 .iter()
@@ -131,7 +132,10 @@ impl Daemon {
     }
 
     fn nics(&self) -> NicsReport {
-        let sessions = self.balancer.sessions_per_nic();
+        let sessions = match self.stations() {
+            Some(stations) => stations.per_nic(),
+            None => self.balancer.sessions_per_nic(),
+        };
         let planned = self.balancer.nics();
         let report = |nic: &NicRuntime| {
             let in_balancer = planned.iter().find(|known| known.nic == nic.index());
@@ -163,6 +167,7 @@ impl Daemon {
         };
         NicsReport {
             nics: self.nics.iter().map(report).collect(),
+            counted: self.counted(),
         }
     }
 

@@ -111,7 +111,10 @@ impl Daemon {
             return Some(self.stalls.next);
         }
         self.stalls.next = now + LOOK_EVERY;
-        self.balancer.tick(self.engine.now());
+        match self.stations() {
+            Some(stations) => stations.tick(self.engine.now()),
+            None => self.balancer.tick(self.engine.now()),
+        }
         let mut owed = false;
         for nic in &self.nics {
             let (Phase::Driven, Some(drive)) = (&nic.phase, &nic.drive) else {

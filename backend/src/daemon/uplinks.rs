@@ -10,8 +10,10 @@ use anyhow::{Context as _, Result};
 use tracing::{info, warn};
 use vnic_dataplane::fabric::{Nic, NicState, VlanMode};
 use vnic_dataplane::memory::frames::FrameMemory;
+use vnic_dataplane::neighbour::snoop::Snooped;
 use vnic_lb::mac::Mac;
 use vnic_lb::nics::{NicIndex, NicInfo};
+use vnic_lb::pinned::Move;
 
 use super::Daemon;
 use super::drive::{Checked, Drive, locked_bytes};
@@ -51,15 +53,21 @@ pub(super) enum Done {
         ticket: Ticket,
         index: NicIndex,
         sessions: u64,
+        /// Stations that other NICs have now.
+        moves: Vec<Move>,
     },
     /// A NIC's sockets are closed.
     Closed,
+    /// Addresses that guests may have.
+    Snooped(Vec<Snooped>),
     /// Somebody waits for that.
     Answer {
         ticket: Ticket,
         answer: Result<Reply, CallError>,
         /// To be kept: NIC, kind, cause.
         event: Option<(Option<String>, &'static str, String)>,
+        /// Stations that other NICs have now.
+        moves: Vec<Move>,
     },
 }
 
@@ -177,6 +185,7 @@ impl Daemon {
         for news in self.health.news() {
             match news {
                 News::Vanished(index) => self.vanished(index),
+                News::Moved(moves) => self.stations_moved(&moves),
                 News::Turned { event, at } => {
                     let Some(nic) = self.nic_at(event.nic) else {
                         continue;
@@ -185,6 +194,9 @@ impl Daemon {
                     let id = nic.id().to_owned();
                     let kind = if event.alive { "alive" } else { "lost" };
                     self.journal.note_at(at, Some(&id), kind, cause);
+                    if event.alive {
+                        self.nic_returned(event.nic);
+                    }
                 }
             }
         }
@@ -293,8 +305,8 @@ impl Daemon {
 
     fn removed(&mut self, removal: Option<(Ticket, NicSessionsReport)>) {
         if let Some((ticket, report)) = removal {
-            let sessions = format!("{} sessions go on by the others", report.sessions);
-            self.journal.note(Some(&report.id), "removed", sessions);
+            let left = format!("{} {} go on by the others", report.sessions, report.counted);
+            self.journal.note(Some(&report.id), "removed", left);
             self.answer(ticket, Reply::report(&report));
         }
     }
@@ -361,10 +373,16 @@ impl Daemon {
         nic.phase = Phase::Removing { close_at: None };
         self.health.tell(Command::Forget(index));
         let balancer = Arc::clone(&self.balancer);
-        self.keeper.run(move || Done::Released {
-            ticket,
-            index,
-            sessions: balancer.remove_nic(index).unwrap_or(0),
+        let stations = self.stations();
+        let (had, now) = (stations.as_ref().map(|all| all.per_nic()), self.engine.now());
+        self.keeper.run(move || {
+            let sessions = balancer.remove_nic(index).unwrap_or(0);
+            Done::Released {
+                ticket,
+                index,
+                sessions: had.map_or(sessions, |had| had[usize::from(index)]),
+                moves: stations.map_or_else(Vec::new, |stations| stations.settle(now)),
+            }
         });
     }
 
@@ -382,20 +400,31 @@ impl Daemon {
                     ticket,
                     index,
                     sessions,
+                    moves,
                 } => {
+                    self.stations_moved(&moves);
+                    let counted = self.counted();
                     let Some(nic) = self.nic_at(index) else { continue };
                     nic.phase = Phase::Removing {
                         close_at: Some(Instant::now() + FAREWELL),
                     };
                     let id = nic.id().to_owned();
-                    self.removals.push((ticket, NicSessionsReport { id, sessions }));
+                    let report = NicSessionsReport {
+                        id,
+                        sessions,
+                        counted,
+                    };
+                    self.removals.push((ticket, report));
                 }
                 Done::Closed => {}
+                Done::Snooped(found) => self.snooped(found),
                 Done::Answer {
                     ticket,
                     answer,
                     event,
+                    moves,
                 } => {
+                    self.stations_moved(&moves);
                     if let Some((nic, kind, cause)) = event {
                         info!(nic, cause, "changed by an operator: {kind}");
                         self.journal.note(nic.as_deref(), kind, cause);
@@ -515,12 +544,13 @@ impl Daemon {
             match removal {
                 None => self.keeper.close(drive, || Done::Closed),
                 Some((ticket, report)) => {
-                    let sessions = format!("{} sessions go on by the others", report.sessions);
-                    let event = Some((Some(report.id.clone()), "removed", sessions));
+                    let left = format!("{} {} go on by the others", report.sessions, report.counted);
+                    let event = Some((Some(report.id.clone()), "removed", left));
                     self.keeper.close(drive, move || Done::Answer {
                         ticket,
                         answer: Reply::report(&report),
                         event,
+                        moves: Vec::new(),
                     });
                 }
             }

@@ -240,6 +240,25 @@ impl Nic {
         }
     }
 
+    /// Leaves a frame for the workers to send by the first queue; [`crate::engine::Engine::wake`] has them look. `false`: the NIC has
+    /// no sockets, or there is no room.
+    pub fn hand_over(&self, chunks: &mut ChunkCache, bytes: &[u8]) -> bool {
+        let Some(queue) = self.queues.first() else {
+            return false;
+        };
+        let Some(mut frame) = chunks.alloc(bytes.len()) else {
+            return false;
+        };
+        chunks.memory().write(&mut frame, 0, bytes);
+        match queue.tx.hand_over(frame) {
+            Ok(()) => true,
+            Err(frame) => {
+                chunks.free(frame);
+                false
+            }
+        }
+    }
+
     /// Frees what waits for the queues' rings: for the control thread, once no worker uses the NIC any more. What is on the rings
     /// is quarantined when this is dropped.
     pub fn clear(&self, chunks: &mut ChunkCache) {

@@ -3,15 +3,21 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crossbeam_queue::ArrayQueue;
 use vmm_sys_util::eventfd::EventFd;
 use vnic_lb::mac::Mac;
+use vnic_lb::pinned::Station;
 
 use super::{PortIndex, Shared, VlanMode};
 use crate::counters::{PairCounters, PerWorker, PortCounters};
+use crate::neighbour::snoop::Snooped;
 use crate::virtq;
 
 /// Frames that wait for a ring that another worker holds. A burst is 64, so this is several of them.
 const HAND_OFF: usize = 512;
+
+/// Snooped addresses that wait for the control thread; of more, the oldest are given up.
+const SNOOPED: usize = 16;
 
 /// What became of a proposed address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +43,10 @@ pub struct PortState {
     pub pairs: Box<[PerWorker<PairCounters>]>,
     /// A source MAC that a worker proposed and the control thread has not answered yet; 0: none.
     candidate: AtomicU64,
+    /// A station that a worker proposed and the control thread has not answered yet; 0: none.
+    station: AtomicU64,
+    /// Addresses that the guest was seen to have.
+    snooped: ArrayQueue<Snooped>,
 }
 
 impl PortState {
@@ -49,6 +59,8 @@ impl PortState {
             counters: PerWorker::new(workers),
             pairs: (0..queue_pairs).map(|_| PerWorker::new(workers)).collect(),
             candidate: AtomicU64::new(0),
+            station: AtomicU64::new(0),
+            snooped: ArrayQueue::new(SNOOPED),
         }
     }
 
@@ -67,6 +79,30 @@ impl PortState {
     /// Ends a pending proposal, once the answer is in the published fabric.
     pub fn settle_mac(&self) {
         self.candidate.store(0, Ordering::Release);
+    }
+
+    /// Proposes a station of this port that has no NIC of its own yet; `true`: it is the only one, so tell the control thread.
+    pub fn propose_station(&self, station: Station) -> bool {
+        let number = u64::from(station.vlan) << 48 | station.mac.to_u64();
+        self.station
+            .compare_exchange(0, number, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Ends a pending proposal, so that the next one may come.
+    pub fn settle_station(&self) {
+        self.station.store(0, Ordering::Release);
+    }
+
+    /// Keeps an address that the guest was seen to have.
+    pub fn snoop(&self, snooped: Snooped) {
+        let _oldest = self.snooped.force_push(snooped);
+    }
+
+    /// Takes what was kept, oldest first.
+    pub fn take_snooped(&self) -> impl Iterator<Item = Snooped> {
+        // No more than there can be at once: a guest that goes on talking must not hold the caller.
+        (0..SNOOPED).map_while(|_| self.snooped.pop())
     }
 }
 
@@ -188,5 +224,27 @@ mod tests {
         assert_eq!(state.propose_mac(second), Proposal::Refused);
         state.settle_mac();
         assert_eq!(state.propose_mac(second), Proposal::First);
+    }
+
+    #[test]
+    fn one_station_is_proposed_at_a_time_and_the_last_addresses_are_kept() {
+        let state = PortState::new(0, "a".into(), 1, 1);
+        let station = |vlan| Station {
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            vlan,
+        };
+        assert!(state.propose_station(station(1)));
+        assert!(!state.propose_station(station(1)) && !state.propose_station(station(2)));
+        state.settle_station();
+        assert!(state.propose_station(station(2)));
+        let snooped = |last: u8| Snooped {
+            station: station(0),
+            address: [10, 0, 0, last].into(),
+            router: false,
+        };
+        (0..20).for_each(|last| state.snoop(snooped(last)));
+        let kept: Vec<_> = state.take_snooped().collect();
+        assert_eq!(kept, (4..20).map(snooped).collect::<Vec<_>>());
+        assert_eq!(state.take_snooped().next(), None);
     }
 }

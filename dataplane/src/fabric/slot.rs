@@ -162,6 +162,12 @@ impl<T> Shared<T> {
         self.has_handed_off()
     }
 
+    /// Leaves a frame for whoever fills the queue next: for a thread that is no worker, and that wakes the workers afterwards. The
+    /// frame comes back if there is no room.
+    pub fn hand_over(&self, frame: Frame) -> Result<(), Frame> {
+        self.hand_off.push(frame)
+    }
+
     /// Whether frames wait on the hand-off ring. A holder who lets go of the lock without [`Shared::drain`] must ask this and
     /// have a worker look: a producer may have relied on it.
     #[must_use]

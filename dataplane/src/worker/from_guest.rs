@@ -110,36 +110,37 @@ impl Context {
             Route::Port(destination) | Route::Flow(destination) | Route::Ring(destination, _) => {
                 self.stage(fabric, destination, frame);
             }
-            Route::Uplink => {
-                let head = self.memory.head(&frame);
-                self.balancer.collect(&mut self.observed, head, frame_len(&frame));
-                self.uplink.push(frame);
-            }
+            Route::Uplink => self.uplink.push(frame),
             Route::Group => self.spread(fabric, port, vlan, frame),
         }
     }
 
-    /// A group frame: a copy to every other running port of the VLAN, and the frame itself to the one designated NIC.
+    /// A group frame: a copy to every other running port of the VLAN, and the frame itself to one NIC: the designated one, or its
+    /// station's.
     fn spread(&mut self, fabric: &Fabric, port: &Port, vlan: u16, frame: Frame) {
         self.stage_copies(fabric, Some(port.state.index), vlan, &frame);
         if fabric.nics.is_empty() {
             return self.stock.chunks.free(frame);
         }
-        match fabric.designated(self.balancer.alive().snapshot()) {
+        let nic = match self.stations() {
+            None => fabric.designated(self.balancer.alive().snapshot()),
+            Some(view) => self.station_nic(&view, port, self.memory.head(&frame)),
+        };
+        match nic.filter(|nic| *nic < fabric.nics.len()) {
             Some(nic) => self.staged.nic(nic, frame),
             None => self.drop_from_guest(port, frame, DropReason::NoNicAlive),
         }
     }
 
-    /// Asks the balancer for the NICs of the collected frames and stages them.
+    /// Has the NICs of the frames in `uplink` chosen, and stages them.
     fn send_uplink(&mut self, fabric: &Fabric, port: &Port) {
         if self.uplink.is_empty() {
             return;
         }
-        self.choices.clear();
-        self.balancer
-            .steer(self.index, self.now, &self.observed, &mut self.choices);
-        self.observed.clear();
+        match self.stations() {
+            None => self.steer_sessions(),
+            Some(view) => self.steer_stations(&view, port),
+        }
         let mut frames = std::mem::take(&mut self.uplink);
         for (frame, choice) in frames.drain(..).zip(&self.choices) {
             match choice {
@@ -157,6 +158,16 @@ impl Context {
             }
         }
         self.uplink = frames;
+    }
+
+    fn steer_sessions(&mut self) {
+        for frame in &self.uplink {
+            let head = self.memory.head(frame);
+            self.balancer.collect(&mut self.observed, head, frame_len(frame));
+        }
+        self.balancer
+            .steer(self.index, self.now, &self.observed, &mut self.choices);
+        self.observed.clear();
     }
 
     fn drop_from_guest(&mut self, port: &Port, frame: Frame, reason: DropReason) {

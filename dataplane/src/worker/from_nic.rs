@@ -63,12 +63,19 @@ impl Context {
             return;
         }
         let mut burst = std::mem::take(&mut self.burst);
+        let pinned = self.shared.stations.is_some();
+        if pinned {
+            self.drop_flooded(fabric, nic, &mut burst);
+        }
         for frame in burst.drain(..) {
             self.route_one(fabric, nic, frame);
         }
         self.burst = burst;
         if !self.observed.is_empty() {
-            self.balancer.observe(self.index, self.now, &self.observed);
+            // Where stations decide, nobody asks for sessions.
+            if !pinned {
+                self.balancer.observe(self.index, self.now, &self.observed);
+            }
             self.observed.clear();
         }
         self.deliver_staged(fabric);

@@ -6,6 +6,7 @@
 mod deliver;
 mod from_guest;
 mod from_nic;
+mod pinned;
 mod redrive;
 mod sort;
 #[cfg(test)]

@@ -8,6 +8,7 @@ use super::Context;
 use super::from_guest::frame_len;
 use crate::counters::DropReason;
 use crate::fabric::{Fabric, Nic, NicSender, NicState};
+use crate::neighbour;
 
 impl Context {
     /// Looks after a queue's frames in flight; those of a lost NIC are collected for [`Context::redrive`].
@@ -37,19 +38,28 @@ impl Context {
             self.balancer
                 .collect(&mut self.rescued_observed, head, frame_len(frame));
         }
-        self.balancer.steer(
-            self.index,
-            self.now,
-            &self.rescued_observed,
-            &mut self.rescued_choices,
-        );
+        let view = self.stations();
+        if view.is_none() {
+            self.balancer.steer(
+                self.index,
+                self.now,
+                &self.rescued_observed,
+                &mut self.rescued_choices,
+            );
+        }
         let counters = lost.state.counters.of(self.index);
-        for (frame, choice) in frames.drain(..).zip(&self.rescued_choices) {
-            let is_group = self.memory.head(&frame).first().is_some_and(|byte| byte & 1 == 1);
-            let nic = match is_group {
-                true => fabric.designated(self.balancer.alive().snapshot()),
-                false => choice.map(usize::from).filter(|nic| *nic < fabric.nics.len()),
+        for (at, frame) in frames.drain(..).enumerate() {
+            let head = self.memory.head(&frame);
+            let nic = match &view {
+                Some(view) => neighbour::sender(head)
+                    .and_then(|station| view.steer(station))
+                    .map(usize::from),
+                None if head.first().is_some_and(|byte| byte & 1 == 1) => {
+                    fabric.designated(self.balancer.alive().snapshot())
+                }
+                None => self.rescued_choices.get(at).copied().flatten().map(usize::from),
             };
+            let nic = nic.filter(|nic| *nic < fabric.nics.len());
             // It may have come back, and has these frames already.
             match nic.filter(|nic| *nic != usize::from(lost.state.index)) {
                 Some(nic) => {

@@ -2,6 +2,7 @@
 
 mod concurrency;
 mod lab;
+mod pinned;
 mod redrive;
 mod rings;
 mod state;

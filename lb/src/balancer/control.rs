@@ -185,7 +185,11 @@ impl Balancer {
     /// Makes costs of what was measured, and moves sessions if that evens out the NICs. To be called by the control thread
     /// about every 100 ms, more often does no harm; bounded work, without a slot table to build.
     pub fn tick(&self, now: impl Into<Clock>) {
-        let now = now.into().millis;
+        self.tick_for(now.into().millis, &self.counters.loads().sessions);
+    }
+
+    /// [`Balancer::tick`], with what the NICs carry: sessions, or stations in their place.
+    pub(crate) fn tick_for(&self, now: Millis, carried: &[u64; MAX_NICS]) {
         let mut control = self.control();
         let warm = self.warming.load(Relaxed) & !self.warming(now);
         self.warming.fetch_and(!warm, Relaxed);
@@ -203,8 +207,8 @@ impl Balancer {
             return;
         }
         let alive = self.alive.snapshot() & plan.present;
-        let (sent, sessions) = (self.counters.sent(), self.counters.loads().sessions);
-        self.signals.tick(meter, now, alive, &plan.nics, &sent, &sessions);
+        let sent = self.counters.sent();
+        self.signals.tick(meter, now, alive, &plan.nics, &sent, carried);
         let spread_us = self.signals.rtt_spread_us(alive);
         self.move_gap_ms.store(gap_ms(spread_us), Relaxed);
         let in_use = members(alive)

@@ -4,9 +4,10 @@ use std::fmt;
 
 use super::{Balancer, is_alive};
 use crate::key::SessionKey;
-use crate::nics::{NicIndex, NicState, members};
+use crate::nics::{NicIndex, NicSet, NicState, has};
 use crate::parse::{Class, Parsed};
-use crate::policy::Algorithm;
+use crate::plan::Plan;
+use crate::policy::{Algorithm, Loads};
 use crate::signals::{NicFigures, names};
 use crate::table::elapsed_ms;
 use crate::{Clock, Millis};
@@ -49,7 +50,7 @@ pub struct NicExplained {
     pub alive: bool,
     /// Whether it came back lately, and so gets at most twice its fair share.
     pub warming: bool,
-    /// Sessions pinned to it.
+    /// Sessions, or stations in topology `pinned`, that are pinned to it.
     pub sessions: u64,
     /// Of these, TCP sessions that have shown nothing but a SYN.
     pub half_open: u64,
@@ -72,6 +73,12 @@ pub enum Reason {
     Stateless,
     /// No NIC is alive; pins are kept.
     NoneAlive,
+    /// Topology `pinned`: the station is pinned to it.
+    StationPinned,
+    /// Topology `pinned`: the station's own NIC is dead; this one is its slot's first that is alive.
+    StationFallback,
+    /// Topology `pinned`: nobody has assigned the station yet.
+    StationSlot,
 }
 
 impl fmt::Display for Reason {
@@ -85,6 +92,11 @@ impl fmt::Display for Reason {
             Reason::Load => "new session: the lowest cost of the NICs that may take it",
             Reason::Stateless => "no session: its slot's first NIC that is alive",
             Reason::NoneAlive => "no NIC is alive",
+            Reason::StationPinned => "the station is pinned to it",
+            Reason::StationFallback => {
+                "the station's NIC is not alive, and this is its slot's first fallback that is"
+            }
+            Reason::StationSlot => "no such station yet: its slot's first NIC that is alive",
         })
     }
 }
@@ -111,18 +123,6 @@ impl Balancer {
             (None, Class::Session | Class::FirstFragment) => (by_slot, Reason::Slot),
             (None, _) => (by_slot, Reason::Stateless),
         };
-        let (loads, warming) = (self.counters.loads(), self.warming(now.millis));
-        let explained = |state: &NicState| {
-            let at = usize::from(state.nic);
-            NicExplained {
-                alive: is_alive(turn.alive, state.nic),
-                warming: members(warming).any(|nic| nic == state.nic),
-                sessions: loads.sessions[at],
-                half_open: loads.half_open[at],
-                figures: self.signals.figures(state.nic, loads.sessions[at]),
-                state: state.clone(),
-            }
-        };
         Explanation {
             key: *parsed.key(),
             algorithm: plan.algorithm,
@@ -135,7 +135,56 @@ impl Balancer {
             choice,
             reason,
             alive: names(&plan.nics, turn.alive),
-            nics: plan.nics.iter().map(explained).collect(),
+            nics: self.explain_nics(&plan, turn.alive, now.millis, &self.counters.loads()),
         }
+    }
+
+    /// The same for a station with `key` and `pin`: its NIC, for how many milliseconds, and whether it was on another one before.
+    pub(crate) fn explain_station(
+        &self,
+        now: Millis,
+        key: &SessionKey,
+        pin: Option<(NicIndex, Millis, bool)>,
+        loads: &Loads,
+    ) -> Explanation {
+        let (plan, alive) = (self.plan.load(), self.alive.snapshot());
+        let slot = plan.slots.slot(key);
+        let by_slot = plan.slots.choose(slot, alive & plan.present);
+        let (choice, reason) = match pin {
+            _ if by_slot.is_none() => (None, Reason::NoneAlive),
+            Some((nic, ..)) if is_alive(alive, nic) => (Some(nic), Reason::StationPinned),
+            Some(_) => (by_slot, Reason::StationFallback),
+            None => (by_slot, Reason::StationSlot),
+        };
+        Explanation {
+            key: *key,
+            algorithm: plan.algorithm,
+            slot,
+            order: plan.slots.order(slot).collect(),
+            pinned: pin.map(|(nic, ..)| nic),
+            pinned_ms: pin.map(|(_, ms, _)| ms),
+            has_moved: pin.is_some_and(|(.., moved)| moved),
+            moves_to: None,
+            choice,
+            reason,
+            alive: names(&plan.nics, alive),
+            nics: self.explain_nics(&plan, alive, now, loads),
+        }
+    }
+
+    fn explain_nics(&self, plan: &Plan, alive: NicSet, now: Millis, loads: &Loads) -> Vec<NicExplained> {
+        let warming = self.warming(now);
+        let explained = |state: &NicState| {
+            let at = usize::from(state.nic);
+            NicExplained {
+                alive: is_alive(alive, state.nic),
+                warming: has(warming, state.nic),
+                sessions: loads.sessions[at],
+                half_open: loads.half_open[at],
+                figures: self.signals.figures(state.nic, loads.sessions[at]),
+                state: state.clone(),
+            }
+        };
+        plan.nics.iter().map(explained).collect()
     }
 }

@@ -9,6 +9,7 @@ use vnic_lb::balancer::{Balancer, BalancerConfig};
 use vnic_lb::limits::{SessionLimits, Timeouts};
 use vnic_lb::mac::Mac;
 use vnic_lb::nics::NicInfo;
+use vnic_lb::pinned::Stations;
 use vnic_lb::policy::Algorithm;
 
 use crate::counters::DropReason;
@@ -274,6 +275,8 @@ pub(super) struct Lab {
     pub(super) engine: Engine,
     pub(super) memory: Arc<FrameMemory>,
     pub(super) balancer: Arc<Balancer>,
+    /// In topology `pinned`.
+    pub(super) stations: Option<Arc<Stations>>,
     pub(super) nics: Vec<Arc<Nic>>,
     pub(super) peers: Vec<MemoryPeer>,
     pub(super) guests: Vec<Guest>,
@@ -288,14 +291,26 @@ impl Lab {
     }
 
     pub(super) fn with_chunks(settings: (usize, Poll), guests: u8, nics: u8, chunks: u32) -> Lab {
-        Lab::with(settings, guests, nics, chunks, Habits::USUAL)
+        Lab::with(settings, guests, nics, chunks, Habits::USUAL, false)
+    }
+
+    /// The NICs are plugged into independent switch ports. No station has been assigned yet.
+    pub(super) fn pinned(settings: (usize, Poll), guests: u8, nics: u8) -> Lab {
+        Lab::with(settings, guests, nics, CHUNKS, Habits::USUAL, true)
     }
 
     pub(super) fn with_habits(settings: (usize, Poll), guests: u8, nics: u8, habits: Habits) -> Lab {
-        Lab::with(settings, guests, nics, CHUNKS, habits)
+        Lab::with(settings, guests, nics, CHUNKS, habits, false)
     }
 
-    fn with((workers, poll): (usize, Poll), guests: u8, nics: u8, chunks: u32, habits: Habits) -> Lab {
+    fn with(
+        (workers, poll): (usize, Poll),
+        guests: u8,
+        nics: u8,
+        chunks: u32,
+        habits: Habits,
+        pinned: bool,
+    ) -> Lab {
         let memory = FrameMemory::new(chunks).expect("memory");
         let balancer = Balancer::new(&BalancerConfig {
             nics: (0..nics)
@@ -317,10 +332,15 @@ impl Lab {
             poll,
             sleep_in: habits.sleep_in,
         };
-        let engine = Engine::start(&config, Arc::clone(&memory), Arc::clone(&balancer)).expect("workers");
+        let stations = pinned.then(|| Arc::new(Stations::new(Arc::clone(&balancer))));
+        let engine = match &stations {
+            Some(stations) => Engine::start_pinned(&config, Arc::clone(&memory), Arc::clone(stations)),
+            None => Engine::start(&config, Arc::clone(&memory), Arc::clone(&balancer)),
+        };
         let mut lab = Lab {
-            engine,
+            engine: engine.expect("workers"),
             balancer,
+            stations,
             nics: Vec::new(),
             peers: Vec::new(),
             guests: (0..guests)

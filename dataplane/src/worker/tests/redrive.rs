@@ -9,7 +9,7 @@ use crate::counters::DropReason;
 use crate::fabric::Nic;
 
 /// As the health code does.
-fn lose(lab: &Lab, nic: u8) {
+pub(super) fn lose(lab: &Lab, nic: u8) {
     lab.balancer.alive().set(nic, false);
     lab.nics[usize::from(nic)]
         .state
