@@ -12,6 +12,7 @@ pub mod group;
 mod interleavings;
 pub mod memory;
 pub mod nic;
+pub mod probe;
 pub mod program;
 pub mod switch;
 pub mod virtq;
