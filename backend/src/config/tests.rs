@@ -136,6 +136,10 @@ fn bad_command_lines_say_what_why_and_what_to_do() {
             &["yes", "on, off"],
         ),
         (
+            &["--socket-path", "/s", "--nic", "e0,probe=router"],
+            &["`probe` in `--nic e0,probe=router`", "`router`", "192.0.2.1"],
+        ),
+        (
             &["--socket-path", "/s", "--nic", "e0,weight=10001"],
             &["10001 for `weight`", "0 to 10000"],
         ),
@@ -369,6 +373,7 @@ zerocopy = 'require'
 attach = 'native'
 weight = 3
 set-channels = 'on'
+probe = 'icmp:192.0.2.1'
 [[nic]]
 name = 'e1'
 ";
@@ -390,6 +395,7 @@ fn a_file_alone_is_enough() {
         attach: AttachMode::Native,
         weight: Some(3),
         set_channels: true,
+        probe: Some("icmp:192.0.2.1".parse().unwrap()),
     };
     assert_eq!(config.nics[0], left);
     assert_eq!((config.nics[1].id.as_str(), config.nics[1].weight), ("e1", None));

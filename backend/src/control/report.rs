@@ -340,6 +340,9 @@ pub struct NicReport {
     pub alive: bool,
     /// Whether its link can carry frames.
     pub carrier: bool,
+    /// Its probes; `null`: it is not probed.
+    #[serde(default)]
+    pub probe: Option<ProbeReport>,
     /// Sessions pinned to it.
     pub sessions: u64,
     /// The last change of its link or settings; `null`: none since the start.
@@ -350,6 +353,19 @@ pub struct NicReport {
     /// What is wrong with it now, and what to do about that.
     #[serde(default)]
     pub concerns: Vec<String>,
+}
+
+/// The probes of a NIC since it was last opened or told to probe.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeReport {
+    /// Who is asked, as `probe=` has it.
+    pub target: String,
+    /// Probes sent.
+    pub sent: u64,
+    /// Probes answered in time.
+    pub answered: u64,
+    /// Round trip of the last answer in microseconds; 0: none yet.
+    pub rtt_us: u32,
 }
 
 /// A change of a NIC: of its link, name, address, MTU, queues or master.
@@ -465,6 +481,17 @@ pub struct NicWeightReport {
     pub weight: u32,
     /// The one before.
     pub before: u32,
+}
+
+/// Answer to `nic_probe`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicProbeReport {
+    /// Its stable id.
+    pub id: String,
+    /// Who is asked; `null`: nobody.
+    pub probe: Option<String>,
+    /// Who was asked before.
+    pub before: Option<String>,
 }
 
 /// Answer to `explain`.

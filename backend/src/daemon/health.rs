@@ -4,11 +4,13 @@
 //! all the time, and does nothing that can wait long: what is slow (opening, closing, netlink) is the control thread's or the
 //! keeper's, which send it commands and read its news.
 
+mod probes;
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,13 +19,18 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::{TimeSpec, TimeValLike};
 use tracing::debug;
 use vnic_dataplane::engine::Watcher;
-use vnic_dataplane::fabric::NicState;
+use vnic_dataplane::fabric::{Nic, NicState};
+use vnic_dataplane::memory::frames::FrameMemory;
+use vnic_dataplane::probe::Answers;
 use vnic_lb::MAX_NICS;
 use vnic_lb::balancer::Balancer;
 use vnic_lb::health::{Cause, Event, Health, HealthConfig, Input};
 use vnic_lb::nics::NicIndex;
 
+use self::probes::{ProbeView, Probes};
 use crate::host::carrier::CarrierWatch;
+
+pub(super) use self::probes::ProbePlan;
 
 /// Time between two looks at the links while frames move.
 const PACE: Duration = Duration::from_micros(250);
@@ -52,6 +59,8 @@ pub(super) enum Command {
     Left(NicIndex),
     /// The kernel said that something of a link changed: look now.
     Look,
+    /// Probe like this from now on, or no more.
+    Probe(NicIndex, Option<ProbePlan>),
     /// Something else was seen of a NIC.
     Input(NicIndex, Input),
 }
@@ -61,12 +70,16 @@ pub(super) struct Watched {
     carrier: CarrierWatch,
     state: Arc<NicState>,
     link: Arc<LinkView>,
+    /// Its sockets, as long as somebody else keeps them open.
+    nic: Weak<Nic>,
+    answers: Arc<Answers>,
 }
 
 /// What everybody may see of a link.
 #[derive(Debug, Default)]
 pub(super) struct LinkView {
     carrier: AtomicBool,
+    pub(super) probes: ProbeView,
 }
 
 impl LinkView {
@@ -77,8 +90,20 @@ impl LinkView {
 }
 
 impl Watched {
-    pub(super) fn new(carrier: CarrierWatch, state: Arc<NicState>, link: Arc<LinkView>) -> Watched {
-        Watched { carrier, state, link }
+    pub(super) fn new(
+        carrier: CarrierWatch,
+        state: Arc<NicState>,
+        link: Arc<LinkView>,
+        nic: &Arc<Nic>,
+        answers: Arc<Answers>,
+    ) -> Watched {
+        Watched {
+            carrier,
+            state,
+            link,
+            nic: Arc::downgrade(nic),
+            answers,
+        }
     }
 
     fn show(&self) {
@@ -114,6 +139,7 @@ impl HealthThread {
         nics: Vec<(NicIndex, Watched)>,
         balancer: Arc<Balancer>,
         watcher: Watcher,
+        memory: &Arc<FrameMemory>,
     ) -> io::Result<HealthThread> {
         let (commands, orders) = channel();
         let (teller, news) = channel();
@@ -123,6 +149,7 @@ impl HealthThread {
         let mut pulse = Pulse {
             health: Health::new(config),
             nics: Default::default(),
+            probes: Probes::new(memory),
             balancer,
             watcher,
             teller,
@@ -178,6 +205,7 @@ impl Drop for HealthThread {
 struct Pulse {
     health: Health,
     nics: [Option<Watched>; MAX_NICS],
+    probes: Probes,
     balancer: Arc<Balancer>,
     watcher: Watcher,
     teller: Sender<News>,
@@ -203,7 +231,8 @@ impl Pulse {
             // Without a NIC, frames move between guests only, and there is nothing to look at.
             let busy = busy_at.is_some_and(|at| now.duration_since(at) < LINGER)
                 && self.nics.iter().any(Option::is_some);
-            let woken = self.sleep(&wake, if busy { PACE } else { IDLE_PACE });
+            let soon = busy || self.probes.hurry();
+            let woken = self.sleep(&wake, if soon { PACE } else { IDLE_PACE });
             let mut whole = false;
             loop {
                 match orders.try_recv() {
@@ -215,6 +244,7 @@ impl Pulse {
             looks = looks.wrapping_add(1);
             whole |= looks.is_multiple_of(WHOLE_LOOK_EVERY);
             self.look(whole, woken);
+            self.probe(busy);
             self.health.tick(self.watcher.now(), &mut self.events);
             self.apply();
         }
@@ -243,6 +273,7 @@ impl Pulse {
                 if let Some(place) = self.nics.get_mut(usize::from(index)) {
                     *place = None;
                 }
+                self.probes.set(index, None, &self.nics);
                 self.health.remove(index, now, &mut self.events);
             }
             Command::Left(index) => {
@@ -252,6 +283,13 @@ impl Pulse {
                 }
             }
             Command::Look => return true,
+            Command::Probe(index, plan) => {
+                if self.probes.set(index, plan, &self.nics) {
+                    let on = plan.is_some();
+                    self.health
+                        .input(index, now, Input::Probing { on }, &mut self.events);
+                }
+            }
             Command::Input(index, input) => self.health.input(index, now, input, &mut self.events),
         }
         self.apply();
@@ -261,6 +299,7 @@ impl Pulse {
     fn watch(&mut self, index: NicIndex, watched: Watched) {
         if let Some(place) = self.nics.get_mut(usize::from(index)) {
             *place = Some(watched);
+            self.probes.set(index, None, &self.nics);
             self.health.add(index);
             self.feed(index);
             self.apply();
@@ -281,6 +320,26 @@ impl Pulse {
                 self.apply();
             }
         }
+    }
+
+    /// Sends the probes that are due, and looks at what was answered.
+    fn probe(&mut self, busy: bool) {
+        let now = self.watcher.now();
+        let Pulse {
+            health,
+            nics,
+            probes,
+            balancer,
+            events,
+            ..
+        } = self;
+        let owing = probes.look(nics, balancer, now, busy, |index, verdict| {
+            health.input(index, now, verdict, events);
+        });
+        if owing {
+            self.watcher.wake_workers();
+        }
+        self.apply();
     }
 
     /// Tells the rules what the last look at a NIC found.
@@ -345,6 +404,9 @@ pub(super) fn words(cause: Cause, vanished: bool, before: Option<Cause>) -> Stri
         (Cause::CarrierBlinked, _) => "carrier flapped".to_owned(),
         (Cause::Fit, Some(Cause::LinkDown)) => "set up".to_owned(),
         (Cause::Fit, Some(Cause::CarrierLost | Cause::CarrierBlinked)) => "carrier back".to_owned(),
+        (Cause::Fit, Some(Cause::ProbesLost { .. } | Cause::NotProbed)) => {
+            "probes are answered again".to_owned()
+        }
         (other, _) => other.to_string(),
     }
 }

@@ -12,6 +12,7 @@ mod log_budget;
 mod nic;
 mod operator;
 mod port;
+mod probes;
 mod report;
 mod stall;
 mod uplinks;
@@ -208,8 +209,14 @@ impl Daemon {
             health_config.flap.suppress = f64::INFINITY;
         }
         let watched = uplinks::first_watch(&nics)?;
-        let health = HealthThread::start(health_config, watched, Arc::clone(&balancer), engine.watcher())
-            .context("cannot start the thread that watches the NICs")?;
+        let health = HealthThread::start(
+            health_config,
+            watched,
+            Arc::clone(&balancer),
+            engine.watcher(),
+            &memory,
+        )
+        .context("cannot start the thread that watches the NICs")?;
         let started = Instant::now();
         let mut daemon = Daemon {
             started,
@@ -249,6 +256,7 @@ impl Daemon {
             daemon.engine.reserve_macs(links.macs());
         }
         daemon.publish();
+        daemon.arm_probes();
         Ok(daemon)
     }
 
@@ -372,6 +380,8 @@ impl Daemon {
                 notifier.alive();
                 notifier.status(self.status_line());
                 self.nics.iter_mut().for_each(NicRuntime::check_queues);
+                // Addresses come and go.
+                self.arm_probes();
                 next_housekeeping = Instant::now() + HOUSEKEEPING;
             }
             // One publication at a time: a front-end that changes its rings without end costs the workers, and so the other

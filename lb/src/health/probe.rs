@@ -39,7 +39,7 @@ pub struct Step {
 }
 
 /// The probes of one NIC.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Prober {
     /// When the probe under way was sent.
     sent_us: Option<u64>,
@@ -56,8 +56,12 @@ impl Prober {
     #[must_use]
     pub fn new(answers: u64) -> Prober {
         Prober {
+            sent_us: None,
+            next_us: 0,
             answers,
-            ..Prober::default()
+            lost: 0,
+            // How far the target is, is not known yet.
+            peak_us: *PATIENCE_US.end() / SLACK,
         }
     }
 
@@ -112,6 +116,12 @@ impl Prober {
     #[must_use]
     pub fn waits(&self) -> bool {
         self.sent_us.is_some()
+    }
+
+    /// An answer is missing and the next may be, so that looks should be frequent.
+    #[must_use]
+    pub fn hurries(&self) -> bool {
+        (1..VERDICT).contains(&self.lost)
     }
 
     /// The interface has come back: what was counted before is over.
@@ -205,7 +215,7 @@ mod tests {
     #[test]
     fn a_black_hole_is_found_within_three_milliseconds_and_then_probed_less() {
         let mut lab = Lab::new();
-        lab.run(50_000, true, Some(100));
+        lab.run(500_000, true, Some(100));
         let (sent, verdicts) = lab.run(3_000, true, None);
         let lost = verdicts.iter().filter(|verdict| **verdict == Input::ProbeLost);
         assert_eq!(lost.count(), 3);
@@ -219,6 +229,7 @@ mod tests {
     #[test]
     fn while_idle_one_loss_is_enough_to_hurry() {
         let mut lab = Lab::new();
+        lab.run(500_000, true, Some(100));
         lab.run(300_000, false, Some(100));
         let (sent, verdicts) = lab.run(103_000, false, None);
         assert_eq!(verdicts[..3], [Input::ProbeLost; 3]);
