@@ -32,8 +32,13 @@ use crate::host::carrier::CarrierWatch;
 
 pub(super) use self::probes::ProbePlan;
 
-/// Time between two looks at the links while frames move.
+/// Time between two looks at the links while frames move, and a NIC is driven without copies: its driver tells nobody that frames
+/// stay on its ring. Also between looks for an answer that is late.
 const PACE: Duration = Duration::from_micros(250);
+
+/// The same if the kernel copies the frames of all NICs: it refuses the first one after the loss, which wakes the thread at once. Each
+/// look costs some 20 us of a core, most of them for going to sleep.
+const COPY_PACE: Duration = Duration::from_millis(1);
 
 /// The same while none do, so that an idle daemon costs next to nothing: what is lost then is told by netlink, and noticed with the
 /// first frame that the kernel refuses, at the latest.
@@ -73,6 +78,7 @@ pub(super) struct Watched {
     /// Its sockets, as long as somebody else keeps them open.
     nic: Weak<Nic>,
     answers: Arc<Answers>,
+    zero_copy: bool,
 }
 
 /// What everybody may see of a link.
@@ -96,6 +102,7 @@ impl Watched {
         link: Arc<LinkView>,
         nic: &Arc<Nic>,
         answers: Arc<Answers>,
+        zero_copy: bool,
     ) -> Watched {
         Watched {
             carrier,
@@ -103,6 +110,7 @@ impl Watched {
             link,
             nic: Arc::downgrade(nic),
             answers,
+            zero_copy,
         }
     }
 
@@ -231,8 +239,7 @@ impl Pulse {
             // Without a NIC, frames move between guests only, and there is nothing to look at.
             let busy = busy_at.is_some_and(|at| now.duration_since(at) < LINGER)
                 && self.nics.iter().any(Option::is_some);
-            let soon = busy || self.probes.hurry();
-            let woken = self.sleep(&wake, if soon { PACE } else { IDLE_PACE });
+            let woken = self.sleep(&wake, self.pace(busy));
             let mut whole = false;
             loop {
                 match orders.try_recv() {
@@ -247,6 +254,17 @@ impl Pulse {
             self.probe(busy);
             self.health.tick(self.watcher.now(), &mut self.events);
             self.apply();
+        }
+    }
+
+    /// How long until the next look, unless something wakes the thread.
+    fn pace(&self, busy: bool) -> Duration {
+        let zero_copy = || self.nics.iter().flatten().any(|nic| nic.zero_copy);
+        match busy {
+            _ if self.probes.hurry() => PACE,
+            true if zero_copy() => PACE,
+            true => COPY_PACE,
+            false => IDLE_PACE,
         }
     }
 

@@ -150,6 +150,7 @@ impl NicRuntime {
             Arc::clone(&self.link),
             &drive.nic,
             drive.program.answers(),
+            drive.zero_copy,
         ))
     }
 

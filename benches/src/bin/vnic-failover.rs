@@ -137,7 +137,11 @@ impl Bench {
     /// Waits until every session has sent a frame, and goes on at the rate of the measurement.
     fn fill(&self) -> Result<()> {
         let until = Instant::now() + Duration::from_secs(120);
-        while self.arrived() < u64::from(self.options.sessions) * 99 / 100 {
+        // All of them: while the last sessions begin, at the lower rate, none of the earlier ones sends, and the first trial would wait for
+        // that.
+        while self.tally.given() < self.options.sessions
+            || self.arrived() < u64::from(self.options.sessions) * 99 / 100
+        {
             ensure!(
                 Instant::now() < until,
                 "the sessions do not come: {:?}",
