@@ -143,7 +143,8 @@ pub(super) struct Cli {
 
     /// Idle times in seconds after which sessions are forgotten: KEY=SECONDS,..., each 1 to 2073600
     ///
-    /// tcp-syn-s: nothing but a SYN was seen [default: 30]. tcp-established-s: data may flow [default: 3600].
+    /// tcp-syn-s: nothing but a SYN was seen [default: 30]. tcp-one-way-s: more than a SYN, of one end only
+    /// [default: 30]. tcp-established-s: both ends have spoken [default: 3600].
     /// tcp-closing-s: both ends sent FIN [default: 30]. tcp-reset-s: an RST was seen [default: 10]. udp-one-way-s,
     /// udp-two-way-s: one end has spoken, both have [default: 30, 120]. icmp-s: echo [default: 30]. fragment-s: the rest of
     /// a fragmented datagram [default: 30]. other-s: SCTP, ESP, GRE [default: 60].

@@ -277,11 +277,18 @@ pub fn stats(report: &StatsReport) -> String {
     );
     section(&mut out, "Sessions", &sessions);
 
-    let mut without = Table::new(&[">NO ROOM", ">HALF-OPEN CAP", ">NEW CAP", ">FRAGMENT CAP"]);
+    let mut without = Table::new(&[
+        ">NO ROOM",
+        ">HALF-OPEN CAP",
+        ">ONE-WAY CAP",
+        ">NEW CAP",
+        ">FRAGMENT CAP",
+    ]);
     without.row(
         [
             balancer.table_full,
             balancer.half_open_full,
+            balancer.one_way_full,
             balancer.new_capped,
             balancer.fragments_full,
         ]

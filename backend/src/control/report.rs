@@ -236,6 +236,9 @@ pub struct BalancerReport {
     /// Frames forwarded without a session because of the cap on half-open ones.
     #[serde(default)]
     pub half_open_full: u64,
+    /// Frames of TCP in mid-stream forwarded without a session because half the table is sessions of which one end was heard.
+    #[serde(default)]
+    pub one_way_full: u64,
     /// Frames forwarded without a session because of the cap on new ones in a second.
     #[serde(default)]
     pub new_capped: u64,

@@ -105,6 +105,7 @@ impl Daemon {
                 half_open: balancer.half_open,
                 fragments: balancer.fragments,
                 half_open_full: balancer.half_open_full,
+                one_way_full: balancer.one_way_full,
                 new_capped: balancer.new_capped,
                 fragments_full: balancer.fragments_full,
             },

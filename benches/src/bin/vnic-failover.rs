@@ -94,7 +94,8 @@ impl Bench {
         let capacity = (options.sessions * 2).max(16_384).to_string();
         daemon
             .arguments
-            .extend(["--sessions", &capacity].map(str::to_owned));
+            // Nobody answers, and with many sessions each is silent for long.
+            .extend(["--sessions", &capacity, "--timeouts", "tcp-one-way-s=3600"].map(str::to_owned));
         if options.scenario != Scenario::Flap {
             daemon
                 .arguments
