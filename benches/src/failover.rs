@@ -97,6 +97,12 @@ impl Tally {
         self.sent.fetch_add(1, Relaxed);
     }
 
+    /// Frames given to the guest's ring so far.
+    #[must_use]
+    pub fn given(&self) -> u32 {
+        self.sent.load(Relaxed)
+    }
+
     /// Ends whoever asks [`Tally::is_over`].
     pub fn end(&self) {
         self.stop.store(true, Relaxed);

@@ -13,6 +13,7 @@ mod interleavings;
 pub mod memory;
 pub mod neighbour;
 pub mod nic;
+pub mod probe;
 pub mod program;
 pub mod switch;
 pub mod virtq;

@@ -5,12 +5,16 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 
 use aya::Ebpf;
-use aya::maps::{HashMap, MapData, PerCpuArray, XskMap};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, XskMap};
 use aya::programs::links::FdLink;
 use aya::programs::{ProgramError as AyaError, Xdp, XdpMode};
 use vnic_lb::mac::Mac;
+use vnic_lb::nics::NicIndex;
+
+use crate::probe::{Answers, ProbeTarget, expected};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../bpf/vnic.bpf.o");
 
@@ -40,6 +44,8 @@ pub struct Program {
     guest_macs: HashMap<MapData, [u8; 8], u32>,
     sockets: XskMap<MapData>,
     stats: PerCpuArray<MapData, u64>,
+    probes: HashMap<MapData, [u8; 8], [u8; 20]>,
+    answers: Arc<Answers>,
     mode: AttachMode,
     // Last: the maps' handles go first, the program with its link.
     _link: FdLink,
@@ -127,6 +133,8 @@ impl Program {
         let guest_macs = HashMap::try_from(ebpf.take_map("guest_macs").ok_or_else(missing)?);
         let sockets = XskMap::try_from(ebpf.take_map("xsks").ok_or_else(missing)?);
         let stats = PerCpuArray::try_from(ebpf.take_map("stats").ok_or_else(missing)?);
+        let probes = HashMap::try_from(ebpf.take_map("probes").ok_or_else(missing)?);
+        let answers = Array::try_from(ebpf.take_map("answers").ok_or_else(missing)?);
         let program = ebpf.program_mut("vnic").ok_or_else(missing)?;
         let xdp: &mut Xdp = program.try_into().map_err(|error: AyaError| load(&error))?;
         xdp.load().map_err(|error| load(&error))?;
@@ -135,6 +143,8 @@ impl Program {
             guest_macs: guest_macs.map_err(|error| load(&error))?,
             sockets: sockets.map_err(|error| load(&error))?,
             stats: stats.map_err(|error| load(&error))?,
+            probes: probes.map_err(|error| load(&error))?,
+            answers: Arc::new(Answers::new(answers.map_err(|error| load(&error))?)),
             mode,
             _link: link,
             _program: ebpf,
@@ -180,6 +190,41 @@ impl Program {
         self.sockets
             .set(queue, fd, 0)
             .map_err(|error| map_error("xsks", &queue, &error))
+    }
+
+    /// Counts answers of `target` that arrive here for `asker`, the address of NIC `nic`, from now on. At most one NIC has an
+    /// address.
+    ///
+    /// # Errors
+    ///
+    /// [`ProgramError::Map`] when there are too many.
+    pub fn expect_answers(
+        &mut self,
+        asker: Mac,
+        nic: NicIndex,
+        target: ProbeTarget,
+    ) -> Result<(), ProgramError> {
+        self.probes
+            .insert(key(asker), expected(nic, target.mapped()), 0)
+            .map_err(|error| map_error("probes", &asker, &error))
+    }
+
+    /// Counts no more answers for this address. Forgetting what was not expected is no error.
+    ///
+    /// # Errors
+    ///
+    /// [`ProgramError::Map`].
+    pub fn expect_no_answers(&mut self, asker: Mac) -> Result<(), ProgramError> {
+        match self.probes.remove(&key(asker)) {
+            Err(error) if !is_missing(&error) => Err(map_error("probes", &asker, &error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// What was counted of that, to be looked at from any thread.
+    #[must_use]
+    pub fn answers(&self) -> Arc<Answers> {
+        Arc::clone(&self.answers)
     }
 
     /// Counters since it was attached.

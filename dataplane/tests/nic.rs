@@ -20,6 +20,7 @@ use vnic_dataplane::checksum;
 use vnic_dataplane::group::GroupTap;
 use vnic_dataplane::memory::frames::{Census, ChunkCache, Frame, FrameMemory};
 use vnic_dataplane::nic::{NicRx, NicTx};
+use vnic_dataplane::probe::{Asker, write_probe};
 use vnic_dataplane::program::{AttachMode, Program, ProgramError};
 use vnic_dataplane::xsk::retired::release_retired;
 use vnic_dataplane::xsk::{XskConfig, XskError, XskInfo, XskRx, XskTx, ZeroCopy, open_queue};
@@ -283,6 +284,96 @@ fn only_frames_to_guests_are_taken() {
         assert_eq!(counters.redirected, 2);
         assert!(counters.passed >= 2);
         rig.finish();
+    });
+}
+
+/// What a target sends back to the probes of `HOST`.
+fn answer_to(asked: &[u8]) -> Vec<u8> {
+    let mut answer = [&HOST.0[..], &FAR.0, &asked[12..]].concat();
+    match asked[12..14] {
+        [8, 6] => {
+            answer[21] = 2;
+            answer[22..28].copy_from_slice(&FAR.0);
+            answer[28..32].copy_from_slice(&asked[38..42]);
+        }
+        [8, 0] => {
+            answer[26..30].copy_from_slice(&asked[30..34]);
+            answer[34] = 0;
+        }
+        _ => answer[54] = 136,
+    }
+    answer
+}
+
+#[test]
+fn answers_to_probes_are_counted_and_reach_the_host() {
+    in_namespace(1, || {
+        let mut program = Program::attach(index(NIC), NIC, AttachMode::Auto).unwrap();
+        let (answers, peer) = (program.answers(), Station::on(PEER));
+        let asker = |address: &str| Asker {
+            mac: HOST,
+            address: Some(address.parse().unwrap()),
+        };
+        let (nic, mut count) = (5, 0);
+        for (target, other, address) in [
+            ("192.0.2.1", "192.0.2.2", "192.0.2.9"),
+            ("icmp:192.0.2.1", "icmp:192.0.2.2", "192.0.2.9"),
+            ("2001:db8::1", "2001:db8::2", "2001:db8::9"),
+        ] {
+            let target = target.parse().unwrap();
+            program.expect_answers(HOST, nic, target).unwrap();
+            let mut asked = Vec::new();
+            write_probe(&mut asked, &asker(address), target, Some(FAR));
+            let answer = answer_to(&asked);
+            let passed = program.counters().unwrap().passed;
+            // Neither the question itself, nor somebody else's answer, nor one to another address, nor half of one.
+            let mut question = asked.clone();
+            question[..6].copy_from_slice(&HOST.0);
+            let mut to_another = answer.clone();
+            to_another[5] ^= 0x40;
+            let mut of_another = Vec::new();
+            write_probe(
+                &mut of_another,
+                &asker(address),
+                other.parse().unwrap(),
+                Some(FAR),
+            );
+            for frame in [
+                &question,
+                &to_another,
+                &answer_to(&of_another),
+                &answer[..40].to_vec(),
+                &answer,
+            ] {
+                peer.send(frame);
+            }
+            until("the frames at the host", || {
+                (program.counters().unwrap().passed >= passed + 5).then_some(())
+            });
+            count += 1;
+            let all = answers.read();
+            assert_eq!((all[5].count, all[5].from), (count, FAR), "{target}");
+            assert!(all[5].at_ns > 0 && all.iter().map(|answer| answer.count).sum::<u64>() == count);
+        }
+        // An echo that somebody else on the host asked for.
+        let target = "icmp:192.0.2.1".parse().unwrap();
+        program.expect_answers(HOST, nic, target).unwrap();
+        let mut asked = Vec::new();
+        write_probe(&mut asked, &asker("192.0.2.9"), target, Some(FAR));
+        let mut foreign = answer_to(&asked);
+        foreign[38] ^= 1;
+        program.expect_no_answers(GUEST).unwrap();
+        peer.send(&foreign);
+        peer.send(&answer_to(&asked));
+        until("the answer", || (answers.read()[5].count > count).then_some(()));
+        assert_eq!(answers.read()[5].count, count + 1);
+        program.expect_no_answers(HOST).unwrap();
+        let passed = program.counters().unwrap().passed;
+        peer.send(&answer_to(&asked));
+        until("the frame at the host", || {
+            (program.counters().unwrap().passed > passed).then_some(())
+        });
+        assert_eq!(answers.read()[5].count, count + 1);
     });
 }
 

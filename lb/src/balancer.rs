@@ -119,6 +119,8 @@ pub struct BalancerStats {
     pub fragments: u64,
     /// Frames forwarded without a session because of [`SessionLimits::half_open`].
     pub half_open_full: u64,
+    /// Frames of TCP in mid-stream forwarded without a session because half the table is sessions of which one end was heard.
+    pub one_way_full: u64,
     /// Frames forwarded without a session because of [`SessionLimits::new_per_second`].
     pub new_capped: u64,
     /// First fragments that left no word for the later ones because of [`SessionLimits::fragments`].
@@ -271,6 +273,7 @@ impl Balancer {
             half_open: self.admission.half_open(),
             fragments: self.admission.fragments(),
             half_open_full: self.counters.sum(|set| &set.half_open_full),
+            one_way_full: self.counters.sum(|set| &set.one_way_full),
             new_capped: self.counters.sum(|set| &set.new_capped),
             fragments_full: self.counters.sum(|set| &set.fragments_full),
         }

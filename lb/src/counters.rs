@@ -23,6 +23,7 @@ pub(crate) struct Counters {
     pub moved: AtomicU64,
     pub table_full: AtomicU64,
     pub half_open_full: AtomicU64,
+    pub one_way_full: AtomicU64,
     pub new_capped: AtomicU64,
     pub fragments_full: AtomicU64,
     pinned: [AtomicU64; MAX_NICS],

@@ -9,7 +9,9 @@ use crate::state::Timer;
 pub struct Timeouts {
     /// TCP: a SYN was seen, but no segment behind the handshake.
     pub tcp_syn_ms: Millis,
-    /// TCP: data may flow.
+    /// TCP: more than a SYN was seen, of one end only.
+    pub tcp_one_way_ms: Millis,
+    /// TCP: both ends have spoken, and data may flow.
     pub tcp_established_ms: Millis,
     /// TCP: both ends have sent FIN.
     pub tcp_closing_ms: Millis,
@@ -31,6 +33,7 @@ impl Default for Timeouts {
     fn default() -> Timeouts {
         Timeouts {
             tcp_syn_ms: 30_000,
+            tcp_one_way_ms: 30_000,
             tcp_established_ms: 3_600_000,
             tcp_closing_ms: 30_000,
             tcp_reset_ms: 10_000,
@@ -49,6 +52,7 @@ impl Timeouts {
     pub fn of(&self, timer: Timer) -> Millis {
         let idle_ms = match timer {
             Timer::TcpSyn => self.tcp_syn_ms,
+            Timer::TcpOneWay => self.tcp_one_way_ms,
             Timer::TcpEstablished => self.tcp_established_ms,
             Timer::TcpClosing => self.tcp_closing_ms,
             Timer::TcpReset => self.tcp_reset_ms,

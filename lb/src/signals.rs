@@ -18,8 +18,6 @@ const SILENCE_MS: Millis = 1_000;
 const TICK_MS: Millis = 100;
 /// A round trip longer than that many times the best one to the same place counts as this.
 const MAX_INFLATION: f64 = 16.0;
-/// Added to completion times before they are compared: a few microseconds more or less are no reason to choose.
-const COMPLETION_SLACK_US: f64 = 50.0;
 /// How much dearer a NIC gets if it refuses every frame (ring full, dropped).
 const REFUSAL_PENALTY: f64 = 10.0;
 /// What a link is taken to carry if nobody has told, in Mb/s.
@@ -81,8 +79,6 @@ struct NicSignals {
     inflation: Peak,
     /// Round trips, in microseconds.
     rtt_us: Peak,
-    /// From a frame's hand-over to its completion, in microseconds.
-    completion_us: Peak,
     /// Frames that the NIC would not take, since start.
     refused: AtomicU64,
     latency: Number,
@@ -129,8 +125,6 @@ pub struct NicFigures {
     pub rtt_us: f64,
     /// Moving peak of the round trips over the best one to the same place; 0 if there was none.
     pub inflation: f64,
-    /// Moving peak of the time to completion, in microseconds; 0 if none was fed in.
-    pub completion_us: f64,
     /// Latency over that of the best NIC, times the penalty for refused frames, as of the last tick.
     pub latency: f64,
     /// Part of the capacity in use, 0 to 1, as of the last tick.
@@ -178,11 +172,6 @@ impl Signals {
         (f64::from(rtt_us) / f64::from(best)).min(MAX_INFLATION)
     }
 
-    /// Time from a frame's hand-over to its completion.
-    pub(crate) fn completion(&self, now: Millis, nic: NicIndex, micros: u32) {
-        self.of(nic).completion_us.sample(now, f64::from(micros));
-    }
-
     /// Frames that a NIC would not take.
     pub(crate) fn refused(&self, nic: NicIndex, frames: u64) {
         self.of(nic).refused.fetch_add(frames, Relaxed);
@@ -206,7 +195,6 @@ impl Signals {
         NicFigures {
             rtt_us: of.rtt_us.get(),
             inflation: of.inflation.get(),
-            completion_us: of.completion_us.get(),
             latency: cost.latency,
             utilisation: cost.utilisation,
             cost: cost.with(sessions),
@@ -227,7 +215,7 @@ impl Signals {
     /// Forgets a NIC that was removed, so that the next one with its index starts clean.
     pub(crate) fn forget(&self, nic: NicIndex) {
         let of = self.of(nic);
-        for peak in [&of.inflation, &of.rtt_us, &of.completion_us] {
+        for peak in [&of.inflation, &of.rtt_us] {
             peak.value.set(0.0);
         }
         for number in [&of.latency, &of.utilisation, &of.per_session] {
@@ -287,27 +275,15 @@ impl Signals {
     fn latencies(&self, now: Millis, alive: NicSet) -> [f64; MAX_NICS] {
         for nic in members(alive) {
             self.of(nic).inflation.idle(now, 1.0);
-            self.of(nic).completion_us.idle(now, 0.0);
         }
-        let best = |value: fn(&NicSignals) -> f64| {
-            members(alive)
-                .map(|nic| value(self.of(nic)))
-                .filter(|&value| value > 0.0)
-                .fold(f64::INFINITY, f64::min)
-        };
-        let (best_inflation, best_completion) =
-            (best(|of| of.inflation.get()), best(|of| of.completion_us.get()));
-        std::array::from_fn(|at| {
-            let of = &self.nics[at];
-            let (inflation, completion) = (of.inflation.get(), of.completion_us.get());
-            if inflation > 0.0 && best_inflation.is_finite() {
-                (inflation / best_inflation).max(1.0)
-            } else if completion > 0.0 && best_completion.is_finite() {
-                // Without round trips (UDP only, say) the NIC's own queue is all that can be seen.
-                ((completion + COMPLETION_SLACK_US) / (best_completion + COMPLETION_SLACK_US)).max(1.0)
-            } else {
-                1.0
-            }
+        let best = members(alive)
+            .map(|nic| self.of(nic).inflation.get())
+            .filter(|&inflation| inflation > 0.0)
+            .fold(f64::INFINITY, f64::min);
+        std::array::from_fn(|at| match self.nics[at].inflation.get() {
+            // Nothing was measured over it.
+            0.0 => 1.0,
+            inflation => (inflation / best).max(1.0),
         })
     }
 }

@@ -9,7 +9,7 @@ use crate::parse::tcp_flag;
 pub enum Timer {
     /// TCP: a SYN was seen, but no segment behind the handshake.
     TcpSyn,
-    /// TCP: data may flow.
+    /// TCP: both ends have spoken, and data may flow.
     TcpEstablished,
     /// TCP: both ends have sent FIN.
     TcpClosing,
@@ -25,10 +25,13 @@ pub enum Timer {
     Other,
     /// The NIC of a fragmented datagram.
     Fragment,
+    /// TCP: one end has sent more than a SYN, and the other one was not heard: a stranger's bare segments, a session that was there before
+    /// the table knew it, or one whose other direction takes another way.
+    TcpOneWay,
 }
 
 /// Timers by their number.
-const TIMERS: [Timer; 9] = [
+const TIMERS: [Timer; 10] = [
     Timer::TcpSyn,
     Timer::TcpEstablished,
     Timer::TcpClosing,
@@ -38,6 +41,7 @@ const TIMERS: [Timer; 9] = [
     Timer::Icmp,
     Timer::Other,
     Timer::Fragment,
+    Timer::TcpOneWay,
 ];
 
 impl Timer {
@@ -82,8 +86,8 @@ impl Progress {
     pub(crate) fn first(protocol: u8, tcp_flags: u8, direction: Direction) -> Progress {
         let timer = match protocol {
             proto::TCP if tcp_flags & tcp_flag::SYN != 0 => Timer::TcpSyn,
-            // Mid-stream: the session was there before the table forgot it or the daemon started.
-            proto::TCP if tcp_flags & tcp_flag::FIN == 0 => Timer::TcpEstablished,
+            // Mid-stream: the session was there before the table forgot it or the daemon started. Or it never was.
+            proto::TCP if tcp_flags & tcp_flag::FIN == 0 => Timer::TcpOneWay,
             proto::TCP => Timer::TcpClosing,
             proto::UDP => Timer::UdpOneWay,
             proto::ICMP | proto::ICMPV6 => Timer::Icmp,
@@ -110,7 +114,11 @@ impl Progress {
         };
         match self.timer {
             Timer::TcpClosing | Timer::TcpReset if is_opening(tcp_flags) => return None,
-            Timer::TcpSyn | Timer::TcpEstablished | Timer::TcpClosing | Timer::TcpReset => {
+            Timer::TcpSyn
+            | Timer::TcpOneWay
+            | Timer::TcpEstablished
+            | Timer::TcpClosing
+            | Timer::TcpReset => {
                 if tcp_flags & tcp_flag::FIN != 0 {
                     next.closed |= end;
                 }
@@ -119,7 +127,9 @@ impl Progress {
                     _ if tcp_flags & tcp_flag::RST != 0 => Timer::TcpReset,
                     Timer::TcpReset => Timer::TcpReset,
                     _ if next.closed == BOTH_ENDS => Timer::TcpClosing,
+                    Timer::TcpSyn if progress && next.spoke != BOTH_ENDS => Timer::TcpOneWay,
                     Timer::TcpSyn if progress => Timer::TcpEstablished,
+                    Timer::TcpOneWay if next.spoke == BOTH_ENDS => Timer::TcpEstablished,
                     timer => timer,
                 };
             }
@@ -176,9 +186,23 @@ mod tests {
     }
 
     #[test]
+    fn data_flows_once_both_ends_have_spoken() {
+        // In mid-stream, and behind a handshake of which one half is seen.
+        assert_eq!(timer_after(&[(ACK, AToB); 3]), Timer::TcpOneWay);
+        assert_eq!(timer_after(&[(ACK, AToB), (ACK, BToA)]), Timer::TcpEstablished);
+        assert_eq!(timer_after(&[(SYN, AToB), (ACK, AToB)]), Timer::TcpOneWay);
+        assert_eq!(
+            timer_after(&[(SYN, AToB), (ACK, AToB), (ACK, BToA)]),
+            Timer::TcpEstablished
+        );
+        let timeouts = crate::limits::Timeouts::default();
+        assert_eq!(timeouts.of(Timer::TcpOneWay), 30_000);
+    }
+
+    #[test]
     fn one_end_repeating_its_fin_does_not_close() {
         assert_eq!(
-            timer_after(&[(ACK, AToB), (FIN, AToB), (FIN, AToB)]),
+            timer_after(&[(ACK, AToB), (ACK, BToA), (FIN, AToB), (FIN, AToB)]),
             Timer::TcpEstablished
         );
     }

@@ -95,6 +95,92 @@ fn an_operator_may_take_a_nic_down_on_the_host() -> Result<()> {
     sessions.finish(&scene)
 }
 
+/// Waits until so many more probes of a NIC were sent, and answered.
+fn wait_probed(scene: &Scene, nic: usize, more: u64, answered: u64) -> Result<()> {
+    let counts = || -> Result<(u64, u64)> {
+        let probe = scene.daemon()?.nic(&format!("up{nic}"))?["probe"].clone();
+        let number = |key: &str| probe[key].as_u64().context("a number");
+        Ok((number("sent")?, number("answered")?))
+    };
+    let before = counts()?;
+    wait_for(
+        &format!("{more} probes of up{nic}, {answered} answered"),
+        PATIENCE,
+        Duration::from_millis(20),
+        || {
+            let now = counts()?;
+            Ok((now.0 >= before.0 + more && now.1 >= before.1 + answered).then_some(()))
+        },
+    )
+}
+
+fn last_cause(scene: &Scene, nic: usize) -> Result<String> {
+    let nic = scene.daemon()?.nic(&format!("up{nic}"))?;
+    Ok(nic["last_change"]["cause"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned())
+}
+
+/// The switch throws away what a NIC sends while its link stays up; probes of every kind find that out. Answers come by
+/// whichever link the switch chooses, here also by the one that is probed.
+#[test]
+fn probes_find_a_link_that_is_up_and_carries_nothing() -> Result<()> {
+    let scene = Scene::set(2, 1, 1)?;
+    let daemon = scene.daemon()?;
+    // For the echo; the ARP probes have no address of their own.
+    scene.fabric.host.add_address("up1", "10.77.0.101/24")?;
+    let sessions = scene.open_sessions(8)?;
+    for (nic, target) in [(0, "10.77.0.1"), (1, "icmp:10.77.0.1"), (0, "fd77::1")] {
+        for (name, target) in [
+            (format!("up{nic}"), target),
+            (format!("up{}", 1 - nic), "10.77.0.1"),
+        ] {
+            daemon.vnic(&["nic", "set", &name, &format!("probe={target}")])?;
+        }
+        wait_probed(&scene, 0, 100, 100)?;
+        wait_probed(&scene, 1, 100, 100)?;
+        assert!(
+            daemon.nic_is_alive("up0")? && daemon.nic_is_alive("up1")?,
+            "{target}"
+        );
+        scene.fabric.black_hole(nic, true);
+        wait_alive(&scene, nic, false)?;
+        let cause = last_cause(&scene, nic)?;
+        assert!(
+            cause.contains("probes in a row were not answered"),
+            "{target}: {cause}"
+        );
+        assert_eq!(daemon.nic(&format!("up{nic}"))?["carrier"], true);
+        survive(
+            &scene,
+            &sessions,
+            nic,
+            &format!("up{nic} leads nowhere, {target}"),
+        )?;
+        scene.fabric.black_hole(nic, false);
+        wait_alive(&scene, nic, true)?;
+        assert_eq!(last_cause(&scene, nic)?, "probes are answered again");
+        sessions.advance(&scene, &format!("up{nic} leads somewhere, {target}"))?;
+    }
+    // Nobody answers any NIC: that is not the NICs' fault.
+    for name in ["up0", "up1"] {
+        daemon.vnic(&["nic", "set", name, "probe=10.77.0.77"])?;
+    }
+    wait_probed(&scene, 0, 20, 0)?;
+    wait_probed(&scene, 1, 20, 0)?;
+    sessions.advance(&scene, "without a target")?;
+    assert!(daemon.nic_is_alive("up0")? && daemon.nic_is_alive("up1")?);
+    daemon.vnic(&["nic", "set", "up0", "probe=off"])?;
+    assert_eq!(daemon.nic("up0")?["probe"], serde_json::Value::Null);
+    let refused = daemon
+        .vnic(&["nic", "set", "up0", "probe=router"])
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("`router` is no target of probes"), "{refused}");
+    sessions.finish(&scene)
+}
+
 /// Connections that a kernel has lost to a reset, and resets that it has sent, by its /proc/net/snmp.
 fn resets(snmp: &str) -> Result<u64> {
     let mut tcp = snmp

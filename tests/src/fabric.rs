@@ -96,6 +96,13 @@ impl Fabric {
             .map(drop)
     }
 
+    /// Has the switch throw away what the NIC sends, while the link stays up; or no more.
+    pub fn black_hole(&self, index: usize, on: bool) {
+        if let Some(switch) = &self.switch {
+            switch.black_hole(index, on);
+        }
+    }
+
     /// The switch's counters, link by link.
     #[must_use]
     pub fn counters(&self) -> Vec<LinkCounters> {

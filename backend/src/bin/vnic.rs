@@ -126,14 +126,14 @@ enum NicCommand {
         #[command(flatten)]
         output: Output,
     },
-    /// Change a NIC's share of new sessions; sessions that exist stay
+    /// Change a NIC's share of new sessions, or whom it probes; sessions that exist stay
     Set {
         /// Its id
         #[arg(value_name = "NIC")]
         nic: String,
-        /// weight=W, 0 to 10000, or weight=auto for what the algorithm gives it
-        #[arg(value_name = "weight=W", value_parser = weight)]
-        setting: Weight,
+        /// weight=W, 0 to 10000, or weight=auto for what the algorithm gives it; or probe=TARGET, or probe=off, as for vnicd --nic
+        #[arg(value_name = "weight=W|probe=TARGET", value_parser = setting)]
+        setting: Setting,
         #[command(flatten)]
         output: Output,
     },
@@ -155,20 +155,28 @@ enum NicCommand {
     },
 }
 
-/// `weight=W`; `None`: the algorithm's own.
-#[derive(Clone, Copy)]
-struct Weight(Option<u32>);
+/// What `vnic nic set` changes.
+#[derive(Clone)]
+enum Setting {
+    /// `None`: the algorithm's own.
+    Weight(Option<u32>),
+    /// `None`: nobody is asked.
+    Probe(Option<String>),
+}
 
-fn weight(text: &str) -> Result<Weight, String> {
-    match text.strip_prefix("weight=") {
-        Some("auto") => Ok(Weight(None)),
-        Some(digits) => {
+fn setting(text: &str) -> Result<Setting, String> {
+    match text.split_once('=') {
+        Some(("weight", "auto")) => Ok(Setting::Weight(None)),
+        Some(("weight", digits)) => {
             let weight = digits.parse();
             weight
-                .map(|weight| Weight(Some(weight)))
+                .map(|weight| Setting::Weight(Some(weight)))
                 .map_err(|_| format!("`{digits}` is not a whole number of 0 to 10000, nor `auto`"))
         }
-        None => Err("write weight=W, such as weight=5".to_owned()),
+        Some(("probe", "off")) => Ok(Setting::Probe(None)),
+        // The daemon says what is wrong with one.
+        Some(("probe", target)) => Ok(Setting::Probe(Some(target.to_owned()))),
+        _ => Err("write weight=W, such as weight=5, or probe=TARGET, such as probe=192.0.2.1".to_owned()),
     }
 }
 
@@ -277,7 +285,18 @@ fn change_nic(client: &mut Client, command: &NicCommand) -> anyhow::Result<Strin
         }
         NicCommand::Set {
             nic,
-            setting: Weight(weight),
+            setting: Setting::Probe(target),
+            output,
+        } => {
+            let request = Request::NicProbe {
+                nic: nic.clone(),
+                target: target.clone(),
+            };
+            show(client, &request, *output, render::nic_probe)
+        }
+        NicCommand::Set {
+            nic,
+            setting: Setting::Weight(weight),
             output,
         } => {
             let request = Request::NicSet {

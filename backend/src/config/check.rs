@@ -336,6 +336,14 @@ pub(super) fn nic(raw: &RawNic) -> Result<NicConfig, ConfigError> {
             AttachMode::WORDS,
         )?
         .unwrap_or(AttachMode::Auto),
+        probe: raw
+            .probe
+            .as_deref()
+            .map_or(Ok(None), super::probe_of)
+            .map_err(|source| ConfigError::BadProbe {
+                origin: origin.clone(),
+                source,
+            })?,
         weight: raw
             .weight
             .map(|weight| in_range(weight, 0, MAX_WEIGHT, &format!("`weight` in {origin}")))

@@ -59,13 +59,15 @@ pub(super) struct Cli {
     #[arg(long = "port", value_name = "OPTIONS", help_heading = "Ports")]
     pub ports: Vec<String>,
 
-    /// One host NIC: IF[,id=ID][,queues=N][,set-channels=on][,zerocopy=MODE][,attach=MODE][,weight=W]; up to 8 times
+    /// One host NIC: IF[,id=ID][,queues=N][,set-channels=on][,zerocopy=MODE][,attach=MODE][,weight=W][,probe=TARGET]; up to 8 times
     ///
     /// id: stable name that sessions are keyed by [default: the interface's name]. queues: receive queues to drive
     /// [default: all]; all must be. set-channels: on gives the interface that many (as `ethtool -L` does) until vnicd ends
     /// [default: off]. zerocopy: auto, require or off [default: auto]. attach: auto, native or skb, how the XDP program is
     /// attached [default: auto]. weight: relative share of new sessions, 0 to 10000, 0 takes none [default: 1,
-    /// or the link speed: see --lb].
+    /// or the link speed: see --lb]. probe: ask this station in the NIC's own network whether frames arrive, about once a millisecond while
+    /// they move: an IPv4 or IPv6 address (ARP, neighbour solicitation), icmp:IPV4 (echo) or off; three without answer in a row and the NIC is
+    /// left out while another one's are answered [default: off].
     /// Example: --nic eth1,id=left,zerocopy=require,weight=10
     #[arg(long = "nic", value_name = "IF[,OPTIONS]", help_heading = "NICs")]
     pub nics: Vec<String>,
@@ -142,7 +144,8 @@ pub(super) struct Cli {
 
     /// Idle times in seconds after which sessions are forgotten: KEY=SECONDS,..., each 1 to 2073600
     ///
-    /// tcp-syn-s: nothing but a SYN was seen [default: 30]. tcp-established-s: data may flow [default: 3600].
+    /// tcp-syn-s: nothing but a SYN was seen [default: 30]. tcp-one-way-s: more than a SYN, of one end only
+    /// [default: 30]. tcp-established-s: both ends have spoken [default: 3600].
     /// tcp-closing-s: both ends sent FIN [default: 30]. tcp-reset-s: an RST was seen [default: 10]. udp-one-way-s,
     /// udp-two-way-s: one end has spoken, both have [default: 30, 120]. icmp-s: echo [default: 30]. fragment-s: the rest of
     /// a fragmented datagram [default: 30]. other-s: SCTP, ESP, GRE [default: 60].
@@ -177,7 +180,7 @@ pub(super) struct Cli {
     /// TOML file with the same names as these options; the command line wins
     ///
     /// Ports are tables [[port]] (name, socket, mac, queues, vlan, trunk) and NICs tables [[nic]] (name, id, queues,
-    /// set-channels, zerocopy, attach, weight); --timeouts and --limits are tables [timeouts] and [limits]. A port or a NIC on the command line replaces all of the file's. Example:
+    /// set-channels, zerocopy, attach, weight, probe); --timeouts and --limits are tables [timeouts] and [limits]. A port or a NIC on the command line replaces all of the file's. Example:
     /// --config /etc/vnic/vnicd.toml
     #[arg(long, value_name = "FILE", help_heading = "Daemon")]
     pub config: Option<PathBuf>,

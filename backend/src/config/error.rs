@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use vnic_dataplane::probe::ProbeTargetError;
 use vnic_lb::MAX_NICS;
 use vnic_lb::mac::{Mac, MacParseError};
 
@@ -69,6 +70,11 @@ pub enum ConfigError {
         "`{id}` cannot be the id of a NIC ({origin}): use 1 to 32 letters, digits, `_`, `.`, `@`, `:` or `-`"
     )]
     BadNicId { origin: String, id: String },
+    #[error("`probe` in {origin}: {source}")]
+    BadProbe {
+        origin: String,
+        source: ProbeTargetError,
+    },
     #[error(
         "`{ifname}` cannot be the name of an interface ({origin}): a name has 1 to 15 bytes, none of them `/` or space"
     )]

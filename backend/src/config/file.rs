@@ -54,6 +54,7 @@ struct FileNic {
     attach: Option<String>,
     weight: Option<i64>,
     set_channels: Option<String>,
+    probe: Option<String>,
 }
 
 /// Reads a file.
@@ -109,6 +110,7 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Raw, ConfigError> {
                 attach: nic.attach,
                 weight: nic.weight,
                 set_channels: nic.set_channels,
+                probe: nic.probe,
             })
             .collect(),
         topology: file.topology.map(|value| Given::new(value, name("topology"))),

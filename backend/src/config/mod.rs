@@ -26,6 +26,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use vnic_dataplane::fabric::VlanMode;
+use vnic_dataplane::probe::{ProbeTarget, ProbeTargetError};
 use vnic_lb::limits::{SessionLimits, Timeouts};
 use vnic_lb::mac::Mac;
 
@@ -132,6 +133,8 @@ pub struct NicConfig {
     pub weight: Option<u32>,
     /// Set the interface's number of channels to `queues` while the daemon runs; only with `queues`.
     pub set_channels: bool,
+    /// Who is asked whether frames arrive.
+    pub probe: Option<ProbeTarget>,
 }
 
 /// The NIC that a text like the value of `--nic` describes, checked but for what the host says about it.
@@ -141,6 +144,18 @@ pub struct NicConfig {
 /// What `--nic` would have been refused for.
 pub fn nic_of(text: &str) -> Result<NicConfig, ConfigError> {
     options::nic(text).and_then(|raw| check::nic(&raw))
+}
+
+/// The value of `probe=`; `None` for `off`.
+///
+/// # Errors
+///
+/// If it is neither an address nor `off`.
+pub fn probe_of(text: &str) -> Result<Option<ProbeTarget>, ProbeTargetError> {
+    match text {
+        "off" => Ok(None),
+        target => target.parse().map(Some),
+    }
 }
 
 /// A setting with a fixed list of words, the same on the command line and in the file.

@@ -5,7 +5,15 @@ use super::raw::{Given, RawNic, RawPort};
 use super::sessions::Numbers;
 
 const PORT_KEYS: &[&str] = &["name", "socket", "mac", "queues", "vlan", "trunk"];
-const NIC_KEYS: &[&str] = &["id", "queues", "zerocopy", "attach", "weight", "set-channels"];
+const NIC_KEYS: &[&str] = &[
+    "id",
+    "queues",
+    "zerocopy",
+    "attach",
+    "weight",
+    "set-channels",
+    "probe",
+];
 
 /// `name=a,socket=PATH[,mac=MAC][,queues=N][,vlan=ID|,trunk=LIST]`
 pub(super) fn port(text: &str) -> Result<RawPort, ConfigError> {
@@ -24,7 +32,7 @@ pub(super) fn port(text: &str) -> Result<RawPort, ConfigError> {
     Ok(port)
 }
 
-/// `IF[,id=ID][,queues=N][,set-channels=on|off][,zerocopy=MODE][,attach=MODE][,weight=W]`
+/// `IF[,id=ID][,queues=N][,set-channels=on|off][,zerocopy=MODE][,attach=MODE][,weight=W][,probe=TARGET]`
 pub(super) fn nic(text: &str) -> Result<RawNic, ConfigError> {
     let origin = format!("`--nic {text}`");
     let mut items = text.split(',');
@@ -41,6 +49,7 @@ pub(super) fn nic(text: &str) -> Result<RawNic, ConfigError> {
         attach: pairs.take("attach"),
         weight: pairs.take_number("weight")?,
         set_channels: pairs.take("set-channels"),
+        probe: pairs.take("probe"),
         origin: origin.clone(),
     };
     Ok(nic)

@@ -45,6 +45,7 @@ pub(super) struct RawNic {
     pub attach: Option<String>,
     pub weight: Option<i64>,
     pub set_channels: Option<String>,
+    pub probe: Option<String>,
 }
 
 /// All options of one source.

@@ -53,6 +53,7 @@ table! {
     /// `[timeouts]`, in seconds.
     FileTimeouts for Timeouts {
         "tcp-syn-s" = tcp_syn_ms,
+        "tcp-one-way-s" = tcp_one_way_ms,
         "tcp-established-s" = tcp_established_ms,
         "tcp-closing-s" = tcp_closing_ms,
         "tcp-reset-s" = tcp_reset_ms,

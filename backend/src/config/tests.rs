@@ -136,6 +136,10 @@ fn bad_command_lines_say_what_why_and_what_to_do() {
             &["yes", "on, off"],
         ),
         (
+            &["--socket-path", "/s", "--nic", "e0,probe=router"],
+            &["`probe` in `--nic e0,probe=router`", "`router`", "192.0.2.1"],
+        ),
+        (
             &["--socket-path", "/s", "--nic", "e0,weight=10001"],
             &["10001 for `weight`", "0 to 10000"],
         ),
@@ -369,6 +373,7 @@ zerocopy = 'require'
 attach = 'native'
 weight = 3
 set-channels = 'on'
+probe = 'icmp:192.0.2.1'
 [[nic]]
 name = 'e1'
 ";
@@ -390,6 +395,7 @@ fn a_file_alone_is_enough() {
         attach: AttachMode::Native,
         weight: Some(3),
         set_channels: true,
+        probe: Some("icmp:192.0.2.1".parse().unwrap()),
     };
     assert_eq!(config.nics[0], left);
     assert_eq!((config.nics[1].id.as_str(), config.nics[1].weight), ("e1", None));
@@ -501,7 +507,7 @@ fn idle_times_and_caps_are_set_one_by_one() {
     };
     assert_eq!((config.timeouts, config.limits), (timeouts, limits));
 
-    // Every key sets its own field: nine idle times and three caps that all differ.
+    // Every key sets its own field: ten idle times and three caps that all differ.
     let list = |keys: &[&str]| -> String {
         let pairs = keys
             .iter()
@@ -522,14 +528,15 @@ fn idle_times_and_caps_are_set_one_by_one() {
     let config = run(&all).unwrap();
     let timeouts = Timeouts {
         tcp_syn_ms: 1000,
-        tcp_established_ms: 2000,
-        tcp_closing_ms: 3000,
-        tcp_reset_ms: 4000,
-        udp_one_way_ms: 5000,
-        udp_two_way_ms: 6000,
-        icmp_ms: 7000,
-        fragment_ms: 8000,
-        other_ms: 9000,
+        tcp_one_way_ms: 2000,
+        tcp_established_ms: 3000,
+        tcp_closing_ms: 4000,
+        tcp_reset_ms: 5000,
+        udp_one_way_ms: 6000,
+        udp_two_way_ms: 7000,
+        icmp_ms: 8000,
+        fragment_ms: 9000,
+        other_ms: 10_000,
     };
     let limits = SessionLimits {
         half_open: 1,
@@ -555,7 +562,10 @@ fn bad_idle_times_and_caps_are_told() {
     );
     refused(
         with("--timeouts", "icmp=5"),
-        &["unknown key `icmp`", "tcp-syn-s, tcp-established-s"],
+        &[
+            "unknown key `icmp`",
+            "tcp-syn-s, tcp-one-way-s, tcp-established-s",
+        ],
     );
     refused(
         with("--timeouts", "icmp-s=1,icmp-s=1"),

@@ -62,6 +62,13 @@ pub enum Request {
         /// Relative share of new sessions; `null`: the algorithm's own.
         weight: Option<u32>,
     },
+    /// [`super::report::NicProbeReport`]
+    NicProbe {
+        /// Its id.
+        nic: String,
+        /// As `probe=` of vnicd has it; `null`: nobody is asked.
+        target: Option<String>,
+    },
     /// [`super::report::NicSessionsReport`]
     NicDrain {
         /// Its id.
@@ -125,6 +132,13 @@ struct WeightParams {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct ProbeParams {
+    nic: String,
+    target: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct NoParams {}
 
 const fn default_session_limit() -> usize {
@@ -145,6 +159,7 @@ impl Request {
         "nic_add",
         "nic_remove",
         "nic_set",
+        "nic_probe",
         "nic_drain",
         "nic_undrain",
     ];
@@ -174,6 +189,7 @@ impl Request {
             "nic_add" => read(params).map(|NicParams { nic }| Request::NicAdd { nic }),
             "nic_remove" => read(params).map(|NicParams { nic }| Request::NicRemove { nic }),
             "nic_set" => read(params).map(|WeightParams { nic, weight }| Request::NicSet { nic, weight }),
+            "nic_probe" => read(params).map(|ProbeParams { nic, target }| Request::NicProbe { nic, target }),
             "nic_drain" => read(params).map(|NicParams { nic }| Request::NicDrain { nic }),
             "nic_undrain" => read(params).map(|NicParams { nic }| Request::NicUndrain { nic }),
             other => {
@@ -200,6 +216,7 @@ impl Request {
             Request::NicAdd { nic } => ("nic_add", Some(json!({"nic": nic}))),
             Request::NicRemove { nic } => ("nic_remove", Some(json!({"nic": nic}))),
             Request::NicSet { nic, weight } => ("nic_set", Some(json!({"nic": nic, "weight": weight}))),
+            Request::NicProbe { nic, target } => ("nic_probe", Some(json!({"nic": nic, "target": target}))),
             Request::NicDrain { nic } => ("nic_drain", Some(json!({"nic": nic}))),
             Request::NicUndrain { nic } => ("nic_undrain", Some(json!({"nic": nic}))),
         };
@@ -333,6 +350,14 @@ mod tests {
             Request::NicSet {
                 nic: "left".into(),
                 weight: None,
+            },
+            Request::NicProbe {
+                nic: "left".into(),
+                target: Some("192.0.2.1".into()),
+            },
+            Request::NicProbe {
+                nic: "left".into(),
+                target: None,
             },
             Request::NicDrain { nic: "left".into() },
             Request::NicUndrain { nic: "left".into() },

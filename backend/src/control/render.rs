@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 
 use super::report::{
-    AlgorithmReport, Counted, EventReport, ExplainReport, NicAddedReport, NicReport, NicSessionsReport,
-    NicWeightReport, NicsReport, PinnedReport, PortsReport, SessionsReport, StatsReport, StatusReport,
-    Traffic,
+    AlgorithmReport, Counted, EventReport, ExplainReport, NicAddedReport, NicProbeReport, NicReport,
+    NicSessionsReport, NicWeightReport, NicsReport, PinnedReport, PortsReport, SessionsReport, StatsReport,
+    StatusReport, Traffic,
 };
 
 /// How a column is aligned.
@@ -321,11 +321,18 @@ pub fn stats(report: &StatsReport) -> String {
     );
     section(&mut out, "Sessions", &sessions);
 
-    let mut without = Table::new(&[">NO ROOM", ">HALF-OPEN CAP", ">NEW CAP", ">FRAGMENT CAP"]);
+    let mut without = Table::new(&[
+        ">NO ROOM",
+        ">HALF-OPEN CAP",
+        ">ONE-WAY CAP",
+        ">NEW CAP",
+        ">FRAGMENT CAP",
+    ]);
     without.row(
         [
             balancer.table_full,
             balancer.half_open_full,
+            balancer.one_way_full,
             balancer.new_capped,
             balancer.fragments_full,
         ]
@@ -448,6 +455,14 @@ pub fn nics(report: &NicsReport) -> String {
     }
     let mut out = written(&table, "No NIC: a local switch between the ports.\n");
     for nic in &report.nics {
+        if let Some(probe) = &nic.probe {
+            let (sent, answered) = (count(probe.sent), count(probe.answered));
+            let _ = write!(
+                out,
+                "\n{}: probes {}: {sent} sent, {answered} answered, the last after {} us\n",
+                nic.id, probe.target, probe.rtt_us
+            );
+        }
         for concern in &nic.concerns {
             // Writing to a String cannot fail.
             let _ = write!(out, "\n{}: {concern}\n", nic.id);
@@ -608,6 +623,18 @@ pub fn nic_weight(report: &NicWeightReport) -> String {
     format!(
         "NIC {}: weight {} (before: {})\n",
         report.id, report.weight, report.before
+    )
+}
+
+/// `vnic nic set NIC probe=...`
+#[must_use]
+pub fn nic_probe(report: &NicProbeReport) -> String {
+    let text = |target: &Option<String>| target.clone().unwrap_or_else(|| "off".into());
+    format!(
+        "NIC {}: probe {} (before: {})\n",
+        report.id,
+        text(&report.probe),
+        text(&report.before)
     )
 }
 

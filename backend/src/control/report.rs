@@ -296,6 +296,9 @@ pub struct BalancerReport {
     /// Frames forwarded without a session because of the cap on half-open ones.
     #[serde(default)]
     pub half_open_full: u64,
+    /// Frames of TCP in mid-stream forwarded without a session because half the table is sessions of which one end was heard.
+    #[serde(default)]
+    pub one_way_full: u64,
     /// Frames forwarded without a session because of the cap on new ones in a second.
     #[serde(default)]
     pub new_capped: u64,
@@ -403,6 +406,9 @@ pub struct NicReport {
     pub alive: bool,
     /// Whether its link can carry frames.
     pub carrier: bool,
+    /// Its probes; `null`: it is not probed.
+    #[serde(default)]
+    pub probe: Option<ProbeReport>,
     /// Sessions pinned to it.
     pub sessions: u64,
     /// The last change of its link or settings; `null`: none since the start.
@@ -413,6 +419,19 @@ pub struct NicReport {
     /// What is wrong with it now, and what to do about that.
     #[serde(default)]
     pub concerns: Vec<String>,
+}
+
+/// The probes of a NIC since it was last opened or told to probe.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeReport {
+    /// Who is asked, as `probe=` has it.
+    pub target: String,
+    /// Probes sent.
+    pub sent: u64,
+    /// Probes answered in time.
+    pub answered: u64,
+    /// Round trip of the last answer in microseconds; 0: none yet.
+    pub rtt_us: u32,
 }
 
 /// A change of a NIC: of its link, name, address, MTU, queues or master.
@@ -531,6 +550,17 @@ pub struct NicWeightReport {
     pub weight: u32,
     /// The one before.
     pub before: u32,
+}
+
+/// Answer to `nic_probe`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicProbeReport {
+    /// Its stable id.
+    pub id: String,
+    /// Who is asked; `null`: nobody.
+    pub probe: Option<String>,
+    /// Who was asked before.
+    pub before: Option<String>,
 }
 
 /// Answer to `explain`.

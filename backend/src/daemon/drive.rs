@@ -11,6 +11,7 @@ use vnic_dataplane::program::{self, Program};
 use vnic_dataplane::xsk;
 use vnic_lb::mac::Mac;
 
+use super::probes::Expected;
 use crate::config::{AttachMode, Config, NicConfig, ZeroCopy};
 use crate::host::channels::{self, ChannelsGuard};
 use crate::host::interface::{self, Interface, check_nic};
@@ -76,6 +77,8 @@ pub(super) struct Drive {
     pub(super) program: Program,
     pub(super) zero_copy: bool,
     pub(super) multi_buffer: bool,
+    /// What its program counts.
+    pub(super) expected: Vec<Expected>,
     /// Put back when nothing is received any more, and the channels last of all.
     _offloads: Offloads,
     _channels: Option<ChannelsGuard>,
@@ -156,6 +159,7 @@ impl Drive {
             program,
             zero_copy,
             multi_buffer,
+            expected: Vec::new(),
             _offloads: offloads,
             _channels: channels,
         })
@@ -167,6 +171,18 @@ impl Drive {
             group.lock().unwrap_or_else(PoisonError::into_inner).admit(mac)?;
         }
         Ok(self.program.allow_mac(mac)?)
+    }
+
+    /// Lets answers to another NIC's probes in, or no more: they go to the host and are counted on the way.
+    pub(super) fn admit_answers(&self, mac: Mac, admit: bool) -> Result<()> {
+        if let Some(group) = &self.nic.group {
+            let group = group.lock().unwrap_or_else(PoisonError::into_inner);
+            match admit {
+                true => group.admit(mac)?,
+                false => group.withdraw(mac)?,
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn attach_word(&self) -> &'static str {

@@ -4,11 +4,13 @@
 //! all the time, and does nothing that can wait long: what is slow (opening, closing, netlink) is the control thread's or the
 //! keeper's, which send it commands and read its news.
 
+mod probes;
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,17 +19,27 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::{TimeSpec, TimeValLike};
 use tracing::debug;
 use vnic_dataplane::engine::Watcher;
-use vnic_dataplane::fabric::NicState;
+use vnic_dataplane::fabric::{Nic, NicState};
+use vnic_dataplane::memory::frames::FrameMemory;
+use vnic_dataplane::probe::Answers;
 use vnic_lb::MAX_NICS;
 use vnic_lb::balancer::Balancer;
 use vnic_lb::health::{Cause, Event, Health, HealthConfig, Input};
 use vnic_lb::nics::NicIndex;
 use vnic_lb::pinned::{Move, Stations};
 
+use self::probes::{ProbeView, Probes};
 use crate::host::carrier::CarrierWatch;
 
-/// Time between two looks at the links while frames move.
+pub(super) use self::probes::ProbePlan;
+
+/// Time between two looks at the links while frames move, and a NIC is driven without copies: its driver tells nobody that frames
+/// stay on its ring. Also between looks for an answer that is late.
 const PACE: Duration = Duration::from_micros(250);
+
+/// The same if the kernel copies the frames of all NICs: it refuses the first one after the loss, which wakes the thread at once. Each
+/// look costs some 20 us of a core, most of them for going to sleep.
+const COPY_PACE: Duration = Duration::from_millis(1);
 
 /// The same while none do, so that an idle daemon costs next to nothing: what is lost then is told by netlink, and noticed with the
 /// first frame that the kernel refuses, at the latest.
@@ -53,6 +65,8 @@ pub(super) enum Command {
     Left(NicIndex),
     /// The kernel said that something of a link changed: look now.
     Look,
+    /// Probe like this from now on, or no more.
+    Probe(NicIndex, Option<ProbePlan>),
     /// Something else was seen of a NIC.
     Input(NicIndex, Input),
 }
@@ -62,12 +76,17 @@ pub(super) struct Watched {
     carrier: CarrierWatch,
     state: Arc<NicState>,
     link: Arc<LinkView>,
+    /// Its sockets, as long as somebody else keeps them open.
+    nic: Weak<Nic>,
+    answers: Arc<Answers>,
+    zero_copy: bool,
 }
 
 /// What everybody may see of a link.
 #[derive(Debug, Default)]
 pub(super) struct LinkView {
     carrier: AtomicBool,
+    pub(super) probes: ProbeView,
 }
 
 impl LinkView {
@@ -78,8 +97,22 @@ impl LinkView {
 }
 
 impl Watched {
-    pub(super) fn new(carrier: CarrierWatch, state: Arc<NicState>, link: Arc<LinkView>) -> Watched {
-        Watched { carrier, state, link }
+    pub(super) fn new(
+        carrier: CarrierWatch,
+        state: Arc<NicState>,
+        link: Arc<LinkView>,
+        nic: &Arc<Nic>,
+        answers: Arc<Answers>,
+        zero_copy: bool,
+    ) -> Watched {
+        Watched {
+            carrier,
+            state,
+            link,
+            nic: Arc::downgrade(nic),
+            answers,
+            zero_copy,
+        }
     }
 
     fn show(&self) {
@@ -118,6 +151,7 @@ impl HealthThread {
         balancer: Arc<Balancer>,
         stations: Option<Arc<Stations>>,
         watcher: Watcher,
+        memory: &Arc<FrameMemory>,
     ) -> io::Result<HealthThread> {
         let (commands, orders) = channel();
         let (teller, news) = channel();
@@ -127,6 +161,7 @@ impl HealthThread {
         let mut pulse = Pulse {
             health: Health::new(config),
             nics: Default::default(),
+            probes: Probes::new(memory),
             balancer,
             stations,
             watcher,
@@ -183,6 +218,7 @@ impl Drop for HealthThread {
 struct Pulse {
     health: Health,
     nics: [Option<Watched>; MAX_NICS],
+    probes: Probes,
     balancer: Arc<Balancer>,
     /// In topology `pinned`.
     stations: Option<Arc<Stations>>,
@@ -210,7 +246,7 @@ impl Pulse {
             // Without a NIC, frames move between guests only, and there is nothing to look at.
             let busy = busy_at.is_some_and(|at| now.duration_since(at) < LINGER)
                 && self.nics.iter().any(Option::is_some);
-            let woken = self.sleep(&wake, if busy { PACE } else { IDLE_PACE });
+            let woken = self.sleep(&wake, self.pace(busy));
             let mut whole = false;
             loop {
                 match orders.try_recv() {
@@ -222,8 +258,20 @@ impl Pulse {
             looks = looks.wrapping_add(1);
             whole |= looks.is_multiple_of(WHOLE_LOOK_EVERY);
             self.look(whole, woken);
+            self.probe(busy);
             self.health.tick(self.watcher.now(), &mut self.events);
             self.apply();
+        }
+    }
+
+    /// How long until the next look, unless something wakes the thread.
+    fn pace(&self, busy: bool) -> Duration {
+        let zero_copy = || self.nics.iter().flatten().any(|nic| nic.zero_copy);
+        match busy {
+            _ if self.probes.hurry() => PACE,
+            true if zero_copy() => PACE,
+            true => COPY_PACE,
+            false => IDLE_PACE,
         }
     }
 
@@ -250,6 +298,7 @@ impl Pulse {
                 if let Some(place) = self.nics.get_mut(usize::from(index)) {
                     *place = None;
                 }
+                self.probes.set(index, None, &self.nics);
                 self.health.remove(index, now, &mut self.events);
             }
             Command::Left(index) => {
@@ -259,6 +308,13 @@ impl Pulse {
                 }
             }
             Command::Look => return true,
+            Command::Probe(index, plan) => {
+                if self.probes.set(index, plan, &self.nics) {
+                    let on = plan.is_some();
+                    self.health
+                        .input(index, now, Input::Probing { on }, &mut self.events);
+                }
+            }
             Command::Input(index, input) => self.health.input(index, now, input, &mut self.events),
         }
         self.apply();
@@ -268,6 +324,7 @@ impl Pulse {
     fn watch(&mut self, index: NicIndex, watched: Watched) {
         if let Some(place) = self.nics.get_mut(usize::from(index)) {
             *place = Some(watched);
+            self.probes.set(index, None, &self.nics);
             self.health.add(index);
             self.feed(index);
             self.apply();
@@ -288,6 +345,26 @@ impl Pulse {
                 self.apply();
             }
         }
+    }
+
+    /// Sends the probes that are due, and looks at what was answered.
+    fn probe(&mut self, busy: bool) {
+        let now = self.watcher.now();
+        let Pulse {
+            health,
+            nics,
+            probes,
+            balancer,
+            events,
+            ..
+        } = self;
+        let owing = probes.look(nics, balancer, now, busy, |index, verdict| {
+            health.input(index, now, verdict, events);
+        });
+        if owing {
+            self.watcher.wake_workers();
+        }
+        self.apply();
     }
 
     /// Tells the rules what the last look at a NIC found.
@@ -360,6 +437,9 @@ pub(super) fn words(cause: Cause, vanished: bool, before: Option<Cause>) -> Stri
         (Cause::CarrierBlinked, _) => "carrier flapped".to_owned(),
         (Cause::Fit, Some(Cause::LinkDown)) => "set up".to_owned(),
         (Cause::Fit, Some(Cause::CarrierLost | Cause::CarrierBlinked)) => "carrier back".to_owned(),
+        (Cause::Fit, Some(Cause::ProbesLost { .. } | Cause::NotProbed)) => {
+            "probes are answered again".to_owned()
+        }
         (other, _) => other.to_string(),
     }
 }

@@ -14,6 +14,7 @@ mod nic;
 mod operator;
 mod pinned;
 mod port;
+mod probes;
 mod report;
 mod stall;
 mod uplinks;
@@ -229,6 +230,7 @@ impl Daemon {
             Arc::clone(&balancer),
             stations.clone(),
             engine.watcher(),
+            &memory,
         )
         .context("cannot start the thread that watches the NICs")?;
         let started = Instant::now();
@@ -271,6 +273,7 @@ impl Daemon {
             daemon.engine.reserve_macs(links.macs());
         }
         daemon.publish();
+        daemon.arm_probes();
         Ok(daemon)
     }
 
@@ -401,6 +404,8 @@ impl Daemon {
                 notifier.status(self.status_line());
                 self.nics.iter_mut().for_each(NicRuntime::check_queues);
                 self.take_snooped();
+                // Addresses come and go.
+                self.arm_probes();
                 next_housekeeping = Instant::now() + HOUSEKEEPING;
             }
             // One publication at a time: a front-end that changes its rings without end costs the workers, and so the other

@@ -12,7 +12,7 @@ use vnic_lb::mac::Mac;
 use vnic_lb::nics::NicIndex;
 
 use super::drive::Drive;
-use super::health::{LinkView, Watched, words};
+use super::health::{LinkView, ProbePlan, Watched, words};
 use super::report::{SocketCounters, socket_counters};
 use crate::config::NicConfig;
 use crate::host::carrier::CarrierWatch;
@@ -57,6 +57,8 @@ pub(super) struct NicRuntime {
     pub(super) drive: Option<Drive>,
     pub(super) phase: Phase,
     pub(super) link: Arc<LinkView>,
+    /// What the health thread was told to probe.
+    pub(super) probing: Option<ProbePlan>,
     /// What its earlier sockets had counted.
     pub(super) before: SocketCounters,
     /// Why it could not be taken up again, while that is so.
@@ -94,6 +96,7 @@ impl NicRuntime {
             drive: Some(drive),
             phase: Phase::Joining { generation: None },
             link: Arc::default(),
+            probing: None,
             before: SocketCounters::default(),
             failed: None,
             last_change: None,
@@ -136,6 +139,7 @@ impl NicRuntime {
 
     /// What the health thread needs to watch it.
     pub(super) fn watched(&self) -> Result<Watched> {
+        let drive = self.drive.as_ref().context("it has no sockets")?;
         let name = &self.interface.name;
         let carrier = CarrierWatch::new(name).with_context(|| {
             format!("NIC {name}: cannot watch its carrier in /sys/class/net (is sysfs mounted?)")
@@ -144,6 +148,9 @@ impl NicRuntime {
             carrier,
             Arc::clone(&self.state),
             Arc::clone(&self.link),
+            &drive.nic,
+            drive.program.answers(),
+            drive.zero_copy,
         ))
     }
 
@@ -158,7 +165,7 @@ impl NicRuntime {
         self.state.mtu.store(interface.mtu, Ordering::Relaxed);
         self.absent = Arc::new(Nic::absent(Arc::clone(&self.state), interface.mac));
         self.interface = interface;
-        (self.master, self.failed) = (None, None);
+        (self.master, self.failed, self.probing) = (None, None, None);
         self.drive = Some(drive);
         self.phase = Phase::Joining { generation: None };
         self.note("returned".to_owned());

@@ -80,7 +80,7 @@ impl Daemon {
     }
 
     /// The NIC with this id, if it can be changed.
-    fn nic_called(&self, id: &str) -> Result<&NicRuntime, Refusal> {
+    pub(super) fn nic_called(&self, id: &str) -> Result<&NicRuntime, Refusal> {
         let Some(nic) = self.nics.iter().find(|nic| nic.id() == id) else {
             let known: Vec<&str> = self.nics.iter().map(NicRuntime::id).collect();
             return Err(Refusal::NoSuchNic {

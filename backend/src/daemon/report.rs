@@ -1,6 +1,7 @@
 //! What operators ask for, gathered from all that runs.
 
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use vnic_dataplane::counters::{DropCounters, DropReason, PerWorker};
@@ -18,8 +19,8 @@ use super::port::{MacOrigin, PortRuntime};
 use crate::control::protocol::{CallError, Handler, Reply, Request, Ticket};
 use crate::control::report::{
     BalancerReport, Drops, FrameMemoryReport, NicChange, NicQueueStats, NicReport, NicStats, NicSummary,
-    NicsReport, PortReport, PortState, PortStats, PortSummary, PortsReport, QueuePairStats, SessionEnd,
-    SessionReport, StatsReport, StatusReport, Traffic, WorkerStats, WorkerSummary,
+    NicsReport, PortReport, PortState, PortStats, PortSummary, PortsReport, ProbeReport, QueuePairStats,
+    SessionEnd, SessionReport, StatsReport, StatusReport, Traffic, WorkerStats, WorkerSummary,
 };
 use crate::vhost::features;
 
@@ -105,6 +106,7 @@ impl Daemon {
                 half_open: balancer.half_open,
                 fragments: balancer.fragments,
                 half_open_full: balancer.half_open_full,
+                one_way_full: balancer.one_way_full,
                 new_capped: balancer.new_capped,
                 fragments_full: balancer.fragments_full,
             },
@@ -155,6 +157,7 @@ impl Daemon {
                 present: drive.is_some(),
                 alive: self.is_alive(nic),
                 carrier: drive.is_some() && nic.link.has_carrier(),
+                probe: probe_report(nic),
                 sessions: sessions.get(usize::from(nic.index())).copied().unwrap_or(0),
                 last_change: nic.last_change.as_ref().map(|change| NicChange {
                     ago_ms: u64::try_from(change.at.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -211,10 +214,21 @@ impl Handler for Daemon {
             Request::NicAdd { nic } => self.add_nic(ticket, nic),
             Request::NicRemove { nic } => self.remove_nic(ticket, nic),
             Request::NicSet { nic, weight } => self.set_weight(ticket, nic, *weight),
+            Request::NicProbe { nic, target } => self.set_probe(nic, target.as_deref()),
             Request::NicDrain { nic } => self.set_drained(ticket, nic, true),
             Request::NicUndrain { nic } => self.set_drained(ticket, nic, false),
         }
     }
+}
+
+fn probe_report(nic: &NicRuntime) -> Option<ProbeReport> {
+    let view = &nic.link.probes;
+    Some(ProbeReport {
+        target: nic.config.probe?.to_string(),
+        sent: view.sent.load(Ordering::Relaxed),
+        answered: view.answered.load(Ordering::Relaxed),
+        rtt_us: view.rtt_us.load(Ordering::Relaxed),
+    })
 }
 
 fn port_state(port: &PortRuntime) -> PortState {

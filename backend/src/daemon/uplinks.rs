@@ -535,6 +535,7 @@ impl Daemon {
                 }
             }
         }
+        self.arm_probes();
         // Gone again.
         failed.into_iter().for_each(|index| self.vanished(index));
         let free = |leaving: &mut Leaving| leaving.generation.is_some_and(|at| at <= settled);

@@ -139,11 +139,10 @@ impl Files {
 fn number(file: &File, radix: u32) -> std::io::Result<u32> {
     let mut bytes = [0; 16];
     let length = file.read_at(&mut bytes, 0)?;
-    let text = std::str::from_utf8(&bytes[..length])
-        .unwrap_or_default()
-        .trim()
-        .trim_start_matches("0x");
-    u32::from_str_radix(text, radix).map_err(|_| std::io::ErrorKind::InvalidData.into())
+    let text = bytes[..length].trim_ascii_end();
+    let digits = text.strip_prefix(b"0x").unwrap_or(text);
+    let digits = std::str::from_utf8(digits).unwrap_or_default();
+    u32::from_str_radix(digits, radix).map_err(|_| std::io::ErrorKind::InvalidData.into())
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ fn nic(ifname: &str, queues: Option<u32>) -> NicConfig {
         attach: AttachMode::Auto,
         weight: None,
         set_channels: false,
+        probe: None,
     }
 }
 

@@ -94,7 +94,8 @@ impl Bench {
         let capacity = (options.sessions * 2).max(16_384).to_string();
         daemon
             .arguments
-            .extend(["--sessions", &capacity].map(str::to_owned));
+            // Nobody answers, and with many sessions each is silent for long.
+            .extend(["--sessions", &capacity, "--timeouts", "tcp-one-way-s=3600"].map(str::to_owned));
         if options.scenario != Scenario::Flap {
             daemon
                 .arguments
@@ -137,7 +138,11 @@ impl Bench {
     /// Waits until every session has sent a frame, and goes on at the rate of the measurement.
     fn fill(&self) -> Result<()> {
         let until = Instant::now() + Duration::from_secs(120);
-        while self.arrived() < u64::from(self.options.sessions) * 99 / 100 {
+        // All of them: while the last sessions begin, at the lower rate, none of the earlier ones sends, and the first trial would wait for
+        // that.
+        while self.tally.given() < self.options.sessions
+            || self.arrived() < u64::from(self.options.sessions) * 99 / 100
+        {
             ensure!(
                 Instant::now() < until,
                 "the sessions do not come: {:?}",

@@ -179,7 +179,8 @@ impl NicSender {
         self.refused.drain(..).for_each(|frame| chunks.free(frame));
     }
 
-    fn reap(&mut self, chunks: &mut ChunkCache) -> usize {
+    /// Takes sent chunks back; returns how many.
+    pub(crate) fn reap(&mut self, chunks: &mut ChunkCache) -> usize {
         self.tx.copy_refused(chunks, &mut self.refused);
         self.tx.reap(chunks)
     }

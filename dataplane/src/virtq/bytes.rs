@@ -133,7 +133,7 @@ pub(super) fn prefetch_write(at: NonNull<u8>) {
         std::arch::asm!(
             "prefetchw [{at}]",
             at = in(reg) at.as_ptr(),
-            options(nomem, nostack, preserves_flags)
+            options(readonly, nostack, preserves_flags)
         );
     };
     #[cfg(not(target_arch = "x86_64"))]

@@ -69,7 +69,10 @@ impl Direction {
 /// Whether a virtio-net header at `host` ends where a cache line does, so that it has that line without any of the frame.
 #[inline(always)]
 fn ends_a_line(host: NonNull<u8>) -> bool {
-    (host.as_ptr() as usize).wrapping_add(HEADER) % CACHE_LINE == 0
+    host.as_ptr()
+        .addr()
+        .wrapping_add(HEADER)
+        .is_multiple_of(CACHE_LINE)
 }
 
 /// Writes a header, unless it is there and in lines of its own.

@@ -32,6 +32,12 @@ impl Context {
         }
         let mut frames = std::mem::take(&mut self.rescued);
         let count = frames.len();
+        // The lost NIC's own probes say nothing when another one sends them, and would have its address seen there.
+        for frame in frames.extract_if(.., |frame| {
+            self.memory.head(frame).get(6..12) == Some(&lost.mac.0)
+        }) {
+            self.stock.chunks.free(frame);
+        }
         self.rescued_observed.clear();
         for frame in &frames {
             let head = self.memory.head(frame);

@@ -202,15 +202,12 @@ fn a_silent_nic_is_forgiven() {
 }
 
 #[test]
-fn refusals_and_long_completions_make_a_nic_dear() {
+fn refusals_make_a_nic_dear() {
     let balancer = adaptive(3, 1000);
     balancer.record_refused(0, 1000);
-    for nic in 0..3 {
-        balancer.record_completion(nic, 50, if nic == 1 { 1000 } else { 20 });
-    }
     balancer.tick(100);
     let costs = [0, 1, 2].map(|nic| figures(&balancer, nic).cost);
-    assert!(costs[0] > 10.0 && costs[1] > 10.0 && costs[2] < 1.1, "{costs:?}");
+    assert!(costs[0] > 10.0 && costs[1] < 1.1 && costs[2] < 1.1, "{costs:?}");
     (2..100).for_each(|round| balancer.tick(round * 100));
     assert!(figures(&balancer, 0).cost < 1.1, "it takes frames again");
 }

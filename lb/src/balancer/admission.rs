@@ -19,6 +19,7 @@ const WINDOW_RETRIES: usize = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusal {
     HalfOpen,
+    OneWay,
     NewPerSecond,
     Fragments,
 }
@@ -27,10 +28,12 @@ pub(super) enum Refusal {
 /// workers can share it.
 pub(super) struct Admission {
     max_half_open: i32,
+    max_one_way: i32,
     max_fragments: i32,
     new_per_second: u32,
     /// May be below zero for a moment: a worker can see an entry before its maker has counted it.
     half_open: CachePadded<AtomicI32>,
+    one_way: CachePadded<AtomicI32>,
     fragments: CachePadded<AtomicI32>,
     /// `start of the window:32 sessions made in it:32`.
     window: CachePadded<AtomicU64>,
@@ -45,9 +48,11 @@ impl Admission {
         };
         Admission {
             max_half_open: at_most(limits.half_open, 4),
+            max_one_way: at_most(u32::MAX, 2),
             max_fragments: at_most(limits.fragments, 16),
             new_per_second: limits.new_per_second,
             half_open: CachePadded::default(),
+            one_way: CachePadded::default(),
             fragments: CachePadded::default(),
             window: CachePadded::default(),
         }
@@ -57,6 +62,7 @@ impl Admission {
     pub(super) fn admit(&self, timer: Timer, now: Millis) -> Result<(), Refusal> {
         match timer {
             Timer::TcpSyn if self.half_open.load(Relaxed) >= self.max_half_open => Err(Refusal::HalfOpen),
+            Timer::TcpOneWay if self.one_way.load(Relaxed) >= self.max_one_way => Err(Refusal::OneWay),
             Timer::Fragment if self.fragments.load(Relaxed) >= self.max_fragments => Err(Refusal::Fragments),
             Timer::Fragment => Ok(()),
             _ if self.fits_window(now) => Ok(()),
@@ -118,6 +124,7 @@ impl Admission {
     fn count(&self, timer: Timer, step: i32) {
         match timer {
             Timer::TcpSyn => self.half_open.fetch_add(step, Relaxed),
+            Timer::TcpOneWay => self.one_way.fetch_add(step, Relaxed),
             Timer::Fragment => self.fragments.fetch_add(step, Relaxed),
             _ => return,
         };
@@ -191,8 +198,10 @@ mod tests {
     fn no_kind_fills_a_small_table() {
         let admission = Admission::new(&SessionLimits::default(), 64);
         (0..16).for_each(|_| admission.entered(Timer::TcpSyn));
+        (0..32).for_each(|_| admission.entered(Timer::TcpOneWay));
         (0..4).for_each(|_| admission.entered(Timer::Fragment));
         assert_eq!(admission.admit(Timer::TcpSyn, 0), Err(Refusal::HalfOpen));
+        assert_eq!(admission.admit(Timer::TcpOneWay, 0), Err(Refusal::OneWay));
         assert_eq!(admission.admit(Timer::Fragment, 0), Err(Refusal::Fragments));
     }
 }

@@ -167,11 +167,6 @@ impl Balancer {
         self.signals.round_trip(now, nic, place, rtt_us);
     }
 
-    /// Tells how long a NIC took from a frame's hand-over to its completion, in microseconds. A sample now and then does.
-    pub fn record_completion(&self, nic: NicIndex, now: Millis, micros: u32) {
-        self.signals.completion(now, nic, micros);
-    }
-
     /// Tells of frames that a NIC did not take: its ring was full, or it dropped them.
     pub fn record_refused(&self, nic: NicIndex, frames: u64) {
         self.signals.refused(nic, frames);

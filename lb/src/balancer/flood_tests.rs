@@ -118,6 +118,70 @@ fn a_syn_flood_costs_no_established_session_its_pin() {
     assert_eq!((stats.table_full, stats.repinned), (0, 0));
 }
 
+/// Bare ACKs from strangers, seventy seconds long: sessions whose ends both speak, before it and in it, keep their NIC, and what the flood has
+/// made is gone soon after.
+#[test]
+fn a_flood_of_bare_acks_costs_no_established_session_its_pin() {
+    const SESSIONS: u32 = 5_000;
+    let balancer = balancer(40_000, SessionLimits::default());
+    let both_ways = |now, numbers: std::ops::Range<u32>| {
+        let pins = steer(
+            &balancer,
+            now,
+            numbers.clone().map(|number| frame(number, proto::TCP, ACK, 0)),
+        );
+        let mut burst = Burst::default();
+        for number in numbers {
+            balancer.collect(&mut burst, &reply(number, proto::TCP, ACK), 60);
+        }
+        balancer.observe(0, now, &burst);
+        pins
+    };
+    set_alive(&balancer, 0..4, false);
+    let pins = both_ways(0, 0..SESSIONS);
+    set_alive(&balancer, 0..4, true);
+    let mut sources = 0x40_0000u32..;
+    for now in (0..70_000).step_by(100) {
+        let flood = sources.by_ref().take(1000);
+        steer(&balancer, now, flood.map(|from| frame(from, proto::TCP, ACK, 0)));
+        while balancer.upkeep(now) {}
+        assert!(balancer.stats().sessions <= balancer.stats().capacity / 2 + 2 * u64::from(SESSIONS));
+    }
+    // Sessions that begin meanwhile find room.
+    let syn = |from| frame(from, proto::TCP, SYN, 0);
+    steer(&balancer, 70_000, (0x20_0000..0x20_0000 + SESSIONS).map(syn));
+    let stats = balancer.stats();
+    assert_eq!((stats.table_full, stats.repinned), (0, 0));
+    assert_eq!(stats.half_open, u64::from(SESSIONS));
+    assert!(stats.one_way_full > 100_000, "{stats:?}");
+    assert_eq!(both_ways(70_000, 0..SESSIONS), pins);
+    while balancer.upkeep(102_000) {}
+    assert_eq!(balancer.stats().sessions, u64::from(SESSIONS));
+}
+
+/// Where the other direction takes another way, a session that goes on sending keeps its NIC.
+#[test]
+fn a_session_of_which_one_end_is_heard_lives_while_it_speaks() {
+    let balancer = balancer(1000, SessionLimits::default());
+    set_alive(&balancer, 0..4, false);
+    let speak = |now| {
+        steer(
+            &balancer,
+            now,
+            (0..100).map(|number| frame(number, proto::TCP, ACK, 0)),
+        )
+    };
+    let pins = speak(0);
+    set_alive(&balancer, 0..4, true);
+    for now in (25_000..200_000).step_by(25_000) {
+        while balancer.upkeep(now) {}
+        assert_eq!(speak(now), pins);
+    }
+    assert_eq!(balancer.stats().created, 100);
+    while balancer.upkeep(240_000) {}
+    assert_eq!(balancer.stats().sessions, 0);
+}
+
 #[test]
 fn a_full_table_leaves_the_sessions_that_it_has_alone() {
     let balancer = balancer(2000, SessionLimits::default());
@@ -171,13 +235,14 @@ fn a_handshake_ends_being_half_open() {
     // The one that found no room is taken in as soon as it is more than a SYN.
     steer(&balancer, 4, [frame(2, proto::TCP, ACK, 0)].into_iter());
     assert_eq!(half_open(), (1, 1, 3));
+    // It has not heard an answer.
     while balancer.upkeep(40_000) {}
-    assert_eq!(half_open(), (0, 1, 2));
+    assert_eq!(half_open(), (0, 1, 1));
     // A closed session that is opened again is half-open again.
     for flags in [ACK | tcp_flag::RST, SYN] {
         steer(&balancer, 40_001, [frame(0, proto::TCP, flags, 0)].into_iter());
     }
-    assert_eq!(half_open(), (1, 1, 2));
+    assert_eq!(half_open(), (1, 1, 1));
 }
 
 #[test]

@@ -288,6 +288,7 @@ impl Turn<'_> {
     fn refused(&self, refusal: Refusal) {
         let counter = match refusal {
             Refusal::HalfOpen => &self.counters.half_open_full,
+            Refusal::OneWay => &self.counters.one_way_full,
             Refusal::NewPerSecond => &self.counters.new_capped,
             Refusal::Fragments => &self.counters.fragments_full,
         };

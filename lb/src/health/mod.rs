@@ -3,8 +3,8 @@
 //! The rules: what a NIC loses counts at once, what it gets back counts late. A NIC is alive when it has a carrier
 //! for [`HealthConfig::updelay_ms`], has not flapped too often, and (with probes) answers them. Without a carrier it is
 //! dead whatever else is said. Other faults (probes lost, frames stuck, kicks that fail) kill it only if there is a better
-//! NIC: sending by a suspect is better than by none, and a probe's target may itself be what died. When no
-//! NIC is alive, the best that has a carrier is taken at once.
+//! NIC: sending by a suspect is better than by none. While no probe of any NIC is answered, it is the target that is gone, and
+//! probes count for nothing. When no NIC is alive, the best that has a carrier is taken at once.
 //!
 //! How to use it: make one [`Health`], [`Health::add`] each NIC, pass everything that is seen to [`Health::input`] as it is
 //! seen, and call [`Health::tick`] at [`Health::next_deadline`] or every few milliseconds. Both append an [`Event`] for
@@ -13,6 +13,7 @@
 mod cause;
 mod flap;
 mod nic;
+mod probe;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ pub use self::cause::Cause;
 pub use self::flap::FlapDamping;
 pub use self::nic::Fitness;
 use self::nic::NicHealth;
+pub use self::probe::{Cast, Prober, Step};
 use crate::nics::{NicIndex, NicSet};
 use crate::{MAX_NICS, Millis};
 
@@ -29,8 +31,6 @@ pub struct HealthConfig {
     /// How long a carrier must last before its NIC is alive again, in milliseconds. A switch's port is up before it
     /// forwards. Not for a carrier that was there at the first look.
     pub updelay_ms: Millis,
-    /// Whether the NICs are probed: then none is alive again before it has answered one probe.
-    pub probing: bool,
     /// Probes lost in a row that make a NIC suspect.
     pub probe_losses: u32,
     /// How long frames may wait for completion before the NIC is suspect, in milliseconds; ten times as long
@@ -49,7 +49,6 @@ impl Default for HealthConfig {
     fn default() -> HealthConfig {
         HealthConfig {
             updelay_ms: 200,
-            probing: false,
             probe_losses: 3,
             stall_ms: 100,
             kick_errors: 16,
@@ -86,6 +85,12 @@ pub enum Input {
     KickFailed {
         /// The kernel's error number.
         errno: i32,
+    },
+    /// Probes are sent from now on, or no more: what was known from them is forgotten. A NIC that is probed comes back only
+    /// after an answer.
+    Probing {
+        /// They are.
+        on: bool,
     },
     /// A probe was answered.
     ProbeOk,
@@ -142,7 +147,7 @@ impl Health {
         &self.config
     }
 
-    /// Changes the patience (probing switched on or off, say) from now on.
+    /// Changes the patience from now on.
     pub fn set_config(&mut self, config: HealthConfig) {
         self.config = config;
     }
@@ -179,7 +184,14 @@ impl Health {
     #[must_use]
     pub fn next_deadline(&self, now: Millis) -> Option<Millis> {
         let waits = self.nics.iter().flatten().filter(|nic| !nic.alive);
-        waits.filter_map(|nic| nic.wait_ms(&self.config, now)).min()
+        let heed = self.heeds_probes();
+        waits.filter_map(|nic| nic.wait_ms(&self.config, heed, now)).min()
+    }
+
+    /// Whether probes tell NICs apart: some NIC's are answered, or some NIC is not probed. Else it is the target that is gone.
+    fn heeds_probes(&self) -> bool {
+        let mut usable = self.nics.iter().flatten().filter(|nic| nic.has_carrier());
+        usable.any(|nic| nic.answers(&self.config))
     }
 
     /// The NICs that are alive.
@@ -197,15 +209,15 @@ impl Health {
         Some(NicReport {
             alive: health.alive,
             since: health.since,
-            fitness: health.fitness(&self.config, now),
+            fitness: health.fitness(&self.config, self.heeds_probes(), now),
             losses: health.losses,
         })
     }
 
     /// Brings the NICs to what their fitness says.
     fn settle(&mut self, now: Millis, events: &mut Vec<Event>) {
-        let config = self.config;
-        let fitness = |nic: &NicHealth| nic.fitness(&config, now);
+        let (config, heed) = (self.config, self.heeds_probes());
+        let fitness = |nic: &NicHealth| nic.fitness(&config, heed, now);
         let best = self.nics.iter().flatten().map(fitness).min();
         let suspects_must_go = best.is_some_and(|best| !best.is_suspect());
         for (index, nic) in (0u8..).zip(&mut self.nics) {
@@ -228,7 +240,7 @@ impl Health {
         // Nothing to lose: the best that there is, without waiting.
         let usable = (0u8..).zip(&mut self.nics).filter_map(|(index, nic)| {
             let nic = nic.as_mut()?;
-            let fitness = nic.fitness(&config, now);
+            let fitness = nic.fitness(&config, heed, now);
             (!matches!(fitness, Fitness::Down(_))).then_some((fitness, index, nic))
         });
         if let Some((_, index, nic)) = usable.min_by_key(|&(fitness, index, _)| (fitness, index)) {

@@ -59,7 +59,9 @@ pub(super) struct NicHealth {
     fault: Option<(Cause, Millis)>,
     kicks: u32,
     kicks_since: Millis,
+    probing: bool,
     answered: bool,
+    /// In a row.
     lost_probes: u32,
 }
 
@@ -95,7 +97,14 @@ impl NicHealth {
                     self.fault = Some((Cause::KickFailed { errno }, now));
                 }
             }
-            Input::ProbeOk => (self.answered, self.lost_probes) = (true, 0),
+            Input::Probing { on } => (self.probing, self.answered, self.lost_probes) = (on, false, 0),
+            Input::ProbeOk => {
+                if self.lost_probes >= config.probe_losses.max(1) {
+                    // What lies behind it may not forward yet, as with a carrier that came back.
+                    self.up_since = Some(now);
+                }
+                (self.answered, self.lost_probes) = (true, 0);
+            }
             Input::ProbeLost => self.lost_probes = self.lost_probes.saturating_add(1),
         }
     }
@@ -125,7 +134,18 @@ impl NicHealth {
         (self.answered, self.lost_probes, self.fault, self.kicks) = (false, 0, None, 0);
     }
 
-    pub(super) fn fitness(&self, config: &HealthConfig, now: Millis) -> Fitness {
+    pub(super) fn has_carrier(&self) -> bool {
+        !self.link_down && self.carrier == Some(true)
+    }
+
+    /// Nothing that is known from probes is against it.
+    pub(super) fn answers(&self, config: &HealthConfig) -> bool {
+        !self.probing || self.answered && self.lost_probes < config.probe_losses.max(1)
+    }
+
+    /// `heed`: probes count.
+    pub(super) fn fitness(&self, config: &HealthConfig, heed: bool, now: Millis) -> Fitness {
+        let unanswered = heed && !self.answers(config);
         let fault = self
             .fault
             .filter(|&(_, at)| elapsed_ms(now, at) < config.fault_hold_ms);
@@ -136,10 +156,10 @@ impl NicHealth {
             Some(true) => {
                 if let Some((cause, _)) = fault {
                     Fitness::Suspect(cause)
-                } else if config.probing && self.lost_probes >= config.probe_losses.max(1) {
+                } else if unanswered && self.lost_probes >= config.probe_losses.max(1) {
                     let count = self.lost_probes;
                     Fitness::Suspect(Cause::ProbesLost { count })
-                } else if config.probing && !self.answered {
+                } else if unanswered {
                     Fitness::NotProbed
                 } else if self.flap.is_suppressed(&config.flap, now) {
                     Fitness::Flapping
@@ -158,8 +178,8 @@ impl NicHealth {
     }
 
     /// Milliseconds until time alone may make it fit.
-    pub(super) fn wait_ms(&self, config: &HealthConfig, now: Millis) -> Option<Millis> {
-        match self.fitness(config, now) {
+    pub(super) fn wait_ms(&self, config: &HealthConfig, heed: bool, now: Millis) -> Option<Millis> {
+        match self.fitness(config, heed, now) {
             Fitness::Fit => Some(0),
             Fitness::Updelay => Some(self.updelay_left(config, now)),
             Fitness::Flapping => Some(self.flap.wait_ms(&config.flap, now)),

@@ -192,18 +192,20 @@ fn a_flapping_nic_is_better_than_none() {
     }
 }
 
+/// NICs that are probed, with an updelay of 100 ms.
+fn probed(nics: u8) -> Lab {
+    let mut lab = Lab::new(nics, patient());
+    for nic in 0..nics {
+        assert_eq!(lab.input(nic, 0, Input::Probing { on: true }), []);
+    }
+    lab
+}
+
 #[test]
-fn with_probing_a_nic_comes_back_only_after_an_answer() {
-    let mut lab = Lab::new(
-        2,
-        HealthConfig {
-            probing: true,
-            ..patient()
-        },
-    );
-    assert_eq!(lab.health.alive(), 1, "somebody has to be");
-    assert_eq!(lab.input(1, 1, Input::ProbeOk), [(1, true, Cause::Fit)]);
+fn a_probed_nic_comes_back_after_carrier_answer_and_updelay() {
+    let mut lab = probed(2);
     lab.input(0, 1, Input::ProbeOk);
+    lab.input(1, 1, Input::ProbeOk);
     lab.input(1, 10, carrier(false, 1));
     lab.input(1, 20, carrier(true, 1));
     assert_eq!(
@@ -211,38 +213,67 @@ fn with_probing_a_nic_comes_back_only_after_an_answer() {
         [],
         "what it answered before its loss does not count"
     );
+    assert_eq!(lab.health.report(1, 500).unwrap().fitness, Fitness::NotProbed);
     assert_eq!(lab.input(1, 501, Input::ProbeOk), [(1, true, Cause::Fit)]);
 }
 
 #[test]
-fn lost_probes_kill_a_nic_unless_it_is_the_last() {
-    let mut lab = Lab::new(
-        2,
-        HealthConfig {
-            probing: true,
-            ..patient()
-        },
-    );
+fn three_lost_probes_kill_a_nic_and_an_answer_brings_it_back_after_the_updelay() {
+    let mut lab = probed(2);
     lab.input(0, 1, Input::ProbeOk);
     lab.input(1, 1, Input::ProbeOk);
     assert_eq!(lab.input(0, 2, Input::ProbeLost), []);
     assert_eq!(lab.input(0, 3, Input::ProbeLost), []);
+    assert_eq!(lab.input(0, 4, Input::ProbeOk), [], "not in a row");
+    for at in 5..7 {
+        assert_eq!(lab.input(0, at, Input::ProbeLost), []);
+    }
     assert_eq!(
-        lab.input(0, 4, Input::ProbeLost),
+        lab.input(0, 7, Input::ProbeLost),
         [(0, false, Cause::ProbesLost { count: 3 })]
     );
-    for at in 5..10 {
-        assert_eq!(
-            lab.input(1, at, Input::ProbeLost),
-            [],
-            "it is the target that is gone"
-        );
+    assert_eq!(lab.input(0, 20, Input::ProbeOk), []);
+    assert_eq!(lab.health.next_deadline(20), Some(100));
+    assert_eq!(lab.tick(119), []);
+    assert_eq!(lab.tick(120), [(0, true, Cause::Fit)]);
+}
+
+#[test]
+fn a_target_that_nobody_reaches_is_held_against_no_nic() {
+    let mut lab = probed(2);
+    lab.input(0, 1, Input::ProbeOk);
+    lab.input(1, 1, Input::ProbeOk);
+    for at in 2..4 {
+        lab.input(0, at, Input::ProbeLost);
+        lab.input(1, at, Input::ProbeLost);
     }
-    assert_eq!(lab.health.alive(), 0b10);
-    // NIC 1 has lost its probes all along: now there is a better one.
+    let first = lab.input(0, 4, Input::ProbeLost);
+    assert_eq!(first, [(0, false, Cause::ProbesLost { count: 3 })]);
+    assert_eq!(lab.input(1, 4, Input::ProbeLost), [(0, true, Cause::Fit)]);
+    // Nor is one left out that comes back meanwhile.
+    lab.input(1, 10, carrier(false, 1));
+    lab.input(1, 20, carrier(true, 1));
+    assert_eq!(lab.tick(120), [(1, true, Cause::Fit)]);
+    // Now there are answers again, on one of them.
+    lab.input(1, 121, Input::ProbeLost);
+    lab.input(1, 122, Input::ProbeLost);
+    lab.input(1, 123, Input::ProbeLost);
+    let told = lab.input(0, 130, Input::ProbeOk);
+    assert_eq!(told, [(1, false, Cause::ProbesLost { count: 3 })]);
+}
+
+#[test]
+fn a_nic_that_is_not_probed_is_better_than_one_whose_probes_are_lost() {
+    let mut lab = Lab::new(2, patient());
+    lab.input(1, 0, Input::Probing { on: true });
+    for at in 1..3 {
+        assert_eq!(lab.input(1, at, Input::ProbeLost), []);
+    }
+    let told = lab.input(1, 3, Input::ProbeLost);
+    assert_eq!(told, [(1, false, Cause::ProbesLost { count: 3 })]);
     assert_eq!(
-        lab.input(0, 20, Input::ProbeOk),
-        [(0, true, Cause::Fit), (1, false, Cause::ProbesLost { count: 5 })]
+        lab.input(1, 50, Input::Probing { on: false }),
+        [(1, true, Cause::Fit)]
     );
 }
 
@@ -300,10 +331,13 @@ proptest::proptest! {
     /// Whatever comes in: a NIC without a carrier is dead, and while one has a carrier some NIC is alive.
     #[test]
     fn someone_is_alive_while_there_is_a_carrier(
-        probing: bool,
+        probing in 0u8..8,
         steps in proptest::collection::vec((0u8..3, 0u8..8, 0u32..400), 1..200)
     ) {
-        let mut lab = Lab::new(3, HealthConfig { probing, ..patient() });
+        let mut lab = Lab::new(3, patient());
+        for nic in (0..3).filter(|nic| probing >> nic & 1 == 1) {
+            lab.input(nic, 0, Input::Probing { on: true });
+        }
         let (mut now, mut up, mut link, mut counts) = (0, [true; 3], [true; 3], [0u32; 3]);
         for (nic, kind, elapsed) in steps {
             now += elapsed;

@@ -169,9 +169,10 @@ mod tests {
                 spoke,
                 closed,
             };
-            // Once both ends have closed, or spoken over UDP, the timer is never one of those.
+            // Once both ends have closed, or spoken, the timer is never one of those.
             let reachable = !(closed == 3 && progress.timer == Timer::TcpEstablished
-                || spoke == 3 && progress.timer == Timer::UdpOneWay);
+                || spoke == 3 && matches!(progress.timer, Timer::UdpOneWay | Timer::TcpOneWay)
+                || closed == 3 && progress.timer == Timer::TcpOneWay);
             for flags in (0..=u8::MAX).filter(|_| reachable) {
                 for direction in [Direction::AToB, Direction::BToA] {
                     if Meta::new(0, 0, progress).is_settled(flags, direction) {

@@ -35,6 +35,8 @@ pub enum Distribution {
 #[derive(Default)]
 struct Link {
     up: AtomicBool,
+    /// Frames from it are thrown away.
+    black_hole: AtomicBool,
     to_peer: AtomicU64,
     from_peer: AtomicU64,
     lost: AtomicU64,
@@ -127,6 +129,11 @@ impl LagSwitch {
         })
     }
 
+    /// Throws away what comes from a link, which stays up, or no more.
+    pub fn black_hole(&self, index: usize, on: bool) {
+        self.shared.links[index].black_hole.store(on, Ordering::Relaxed);
+    }
+
     /// What each link has carried so far, in the order in which the links were given.
     #[must_use]
     pub fn counters(&self) -> Vec<LinkCounters> {
@@ -212,6 +219,7 @@ impl Forwarder<'_> {
         let link = &self.shared.links[index];
         for _ in 0..BATCH {
             match self.sockets[index].receive(buffer) {
+                Ok(Some(_)) if link.black_hole.load(Ordering::Relaxed) => {}
                 Ok(Some(length)) => {
                     link.to_peer.fetch_add(1, Ordering::Relaxed);
                     if self.device.write(&buffer[..length]).is_err() {

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use super::lab::{BROADCAST, Lab, SETTINGS, STRANGER, guest_mac, tag, udp};
 use crate::counters::DropReason;
 use crate::fabric::Nic;
+use crate::probe::Injector;
 
 /// As the health code does.
 pub(super) fn lose(lab: &Lab, nic: u8) {
@@ -54,6 +55,32 @@ fn frames_on_the_rings_of_a_lost_nic_leave_by_the_others_once() {
             assert_ne!(nic, 0);
             assert!(tags.insert(tag(&frame)), "{} twice", tag(&frame));
         }
+        assert_eq!(lab.nic_drops(0, DropReason::NoNicAlive), 0);
+        lab.end();
+    }
+}
+
+/// It would say nothing of the NIC that is lost, and show its address on another link.
+#[test]
+fn a_lost_nics_own_probe_is_sent_by_no_other() {
+    for settings in SETTINGS {
+        let mut lab = Lab::new(settings, 1, 2);
+        let own = udp(STRANGER, lab.nics[0].mac, 1, 1);
+        assert!(Injector::new(&lab.memory).send(&lab.nics[0], &own).sent);
+        for number in 0..20 {
+            lab.send(0, &udp(STRANGER, guest_mac(0), number, 100 + u32::from(number)));
+        }
+        let sent = |lab: &Lab, nic: usize| lab.nics[nic].queues[0].tx.lock().tx().counters().frames;
+        lab.wait_for("every frame on a ring", |lab| {
+            (sent(lab, 0) + sent(lab, 1) == 21).then_some(())
+        });
+        let held = sent(&lab, 0);
+        lose(&lab, 0);
+        lab.wait_for("the guest's frames of the lost NIC", |lab| {
+            (redriven(lab, 0) == held - 1).then_some(())
+        });
+        let tags: HashSet<u32> = (0..20).map(|_| tag(&lab.collect(1))).collect();
+        assert_eq!(tags, (100..120).collect());
         assert_eq!(lab.nic_drops(0, DropReason::NoNicAlive), 0);
         lab.end();
     }
