@@ -10,6 +10,7 @@ use vnic_lb::nics::NicIndex;
 use super::Daemon;
 use super::health::Command;
 use super::nic::Phase;
+use crate::host::netlink::ethtool::Ethtool;
 
 /// Time between two looks at what is in flight. A stall is told after two of them, at the earliest.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -34,6 +35,8 @@ struct Seen {
     errors: u64,
     /// A stall was told and is not over.
     told: bool,
+    /// Pause frames received by the last look at which nothing moved.
+    pauses: Option<u64>,
 }
 
 /// Since when a queue has had frames in flight with none of them coming back.
@@ -53,8 +56,15 @@ impl Default for StallWatch {
 }
 
 impl StallWatch {
-    /// Looks at a NIC; what is to be told of it.
-    fn look(&mut self, index: NicIndex, nic: &Nic, now: Instant) -> Vec<Input> {
+    /// Looks at a NIC; what is to be told of it. `pauses` tells how many pause frames it has received, if anybody knows, and is asked only while
+    /// nothing moves.
+    fn look(
+        &mut self,
+        index: NicIndex,
+        nic: &Nic,
+        now: Instant,
+        pauses: impl FnOnce() -> Option<u64>,
+    ) -> Vec<Input> {
         let seen = &mut self.nics[usize::from(index) % MAX_NICS];
         let count = nic.queues.len().min(QUEUES);
         seen.queues.resize(count, Queue::default());
@@ -88,11 +98,15 @@ impl StallWatch {
         }
         seen.errors = errors;
         let stalls = waited >= 2 * LOOK_EVERY;
+        let pauses = if stalls { pauses() } else { None };
+        let before = std::mem::replace(&mut seen.pauses, pauses);
+        // Whoever counts them has to be asked twice.
+        let paused = pauses.is_some_and(|count| before != Some(count));
         if stalls || seen.told {
             let for_ms = if stalls { waited.as_millis() } else { 0 };
             inputs.push(Input::TxWaiting {
                 for_ms: u32::try_from(for_ms).unwrap_or(u32::MAX),
-                paused: false,
+                paused,
             });
         }
         seen.told = stalls;
@@ -120,7 +134,8 @@ impl Daemon {
             let (Phase::Driven, Some(drive)) = (&nic.phase, &nic.drive) else {
                 continue;
             };
-            for input in self.stalls.look(nic.index(), &drive.nic, now) {
+            let pauses = || Ethtool::open().ok()?.pauses_received(nic.interface.index).ok()?;
+            for input in self.stalls.look(nic.index(), &drive.nic, now, pauses) {
                 self.health.tell(Command::Input(nic.index(), input));
             }
             owed |= drive.nic.queues.iter().any(|queue| queue.tx.has_handed_off());
@@ -130,5 +145,69 @@ impl Daemon {
             self.engine.wake();
         }
         Some(self.stalls.next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::Arc;
+
+    use vnic_dataplane::fabric::{NicQueue, NicState};
+    use vnic_dataplane::memory::frames::{ChunkCache, FrameMemory};
+    use vnic_dataplane::nic::NicTx as _;
+    use vnic_dataplane::nic::memory::{MemoryPeer, pair};
+    use vnic_lb::mac::Mac;
+
+    use super::*;
+
+    /// A NIC with a frame on its ring that the peer does not take.
+    fn stuck() -> (Nic, MemoryPeer) {
+        let memory = FrameMemory::new(64).unwrap();
+        let mut chunks = ChunkCache::new(Arc::clone(&memory));
+        let (rx, mut tx, peer) = pair(0, &memory, 4);
+        tx.send(&mut VecDeque::from([chunks.alloc(60).unwrap()]));
+        tx.flush();
+        let state = Arc::new(NicState::new(0, "up0".to_owned(), 1, 1500));
+        let nic = Nic {
+            queues: Box::new([NicQueue::new(Box::new(rx), Box::new(tx))]),
+            ..Nic::absent(state, Mac::default())
+        };
+        (nic, peer)
+    }
+
+    /// What looks every 100 ms tell, with what is counted at each.
+    fn told(counts: &[Option<u64>]) -> (Vec<(u32, bool)>, usize) {
+        let ((nic, _peer), mut watch) = (stuck(), StallWatch::default());
+        let (begin, mut asked) = (Instant::now(), 0);
+        let mut all = Vec::new();
+        for (number, count) in (0..).zip(counts) {
+            let now = begin + number * LOOK_EVERY;
+            let inputs = watch.look(0, &nic, now, || {
+                asked += 1;
+                *count
+            });
+            all.extend(inputs.into_iter().map(|input| match input {
+                Input::TxWaiting { for_ms, paused } => (for_ms, paused),
+                other => panic!("{other:?}"),
+            }));
+        }
+        (all, asked)
+    }
+
+    #[test]
+    fn a_nic_that_is_paused_is_told_as_such_while_the_count_grows() {
+        let (all, asked) = told(&[Some(1), Some(2), Some(3), Some(4), Some(4), Some(4), Some(9)]);
+        assert_eq!(
+            all,
+            [(200, true), (300, true), (400, false), (500, false), (600, true)]
+        );
+        assert_eq!(asked, 5, "not before something is suspected");
+    }
+
+    #[test]
+    fn where_nobody_counts_pauses_a_stall_is_a_stall() {
+        let (all, _) = told(&[None; 4]);
+        assert_eq!(all, [(200, false), (300, false)]);
     }
 }

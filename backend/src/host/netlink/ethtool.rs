@@ -1,18 +1,22 @@
-//! The ethtool family of generic netlink (kernel 5.6 and later): channels and offloads.
+//! The ethtool family of generic netlink (kernel 5.6 and later): channels, offloads, pause frames.
 
 use std::io;
 
 use nix::sys::socket::SockProtocol;
 
-use super::codec::{attributes, text_of, u32_of};
+use super::codec::{attributes, text_of, u32_of, u64_of};
 use super::socket::{GENL_HEADER, Netlink, generic};
 
 const FEATURES_GET: u8 = 11;
 const CHANNELS_GET: u8 = 17;
 const CHANNELS_SET: u8 = 18;
+const PAUSE_GET: u8 = 21;
 /// In every command: the interface.
 const HEADER: u16 = 1;
 const HEADER_DEV_INDEX: u16 = 1;
+const HEADER_FLAGS: u16 = 3;
+/// `ETHTOOL_FLAG_STATS`
+const WITH_STATISTICS: u32 = 1 << 2;
 
 const RX_MAX: u16 = 2;
 const TX_MAX: u16 = 3;
@@ -20,6 +24,9 @@ const COMBINED_MAX: u16 = 5;
 const RX_COUNT: u16 = 6;
 const TX_COUNT: u16 = 7;
 const COMBINED_COUNT: u16 = 9;
+
+const PAUSE_STATS: u16 = 5;
+const PAUSE_STAT_RX_FRAMES: u16 = 3;
 
 const FEATURES_ACTIVE: u16 = 4;
 const BITSET_BITS: u16 = 3;
@@ -103,6 +110,27 @@ impl Ethtool {
             }
         }
         self.netlink.ask(&request, |_| {})
+    }
+
+    /// Pause frames received so far (`ethtool -I -a`); `None` if the driver does not count them. May wait for the kernel's RTNL lock.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn pauses_received(&mut self, ifindex: u32) -> io::Result<Option<u64>> {
+        let (index, flags) = (ifindex.to_ne_bytes(), WITH_STATISTICS.to_ne_bytes());
+        let header: [(u16, &[u8]); 2] = [(HEADER_DEV_INDEX, &index), (HEADER_FLAGS, &flags)];
+        let request = generic(self.family, PAUSE_GET).nest(HEADER, &header);
+        let mut count = None;
+        let outcome = self.netlink.ask(&request, |message| {
+            let all = message.body.get(GENL_HEADER..).unwrap_or_default();
+            let mut counts =
+                inside(all, PAUSE_STATS).flat_map(|statistics| inside(statistics, PAUSE_STAT_RX_FRAMES));
+            count = counts.next().and_then(u64_of);
+        });
+        match outcome {
+            Err(error) if error.raw_os_error() != Some(libc::EOPNOTSUPP) => Err(error),
+            _ => Ok(count),
+        }
     }
 
     /// The offloads that are on, by the kernel's names (`rx-gro-hw`, `rx-vlan-hw-parse`, ...).
