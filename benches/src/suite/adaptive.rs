@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::device::{Device, Wait};
-use super::report::Section;
+use super::report::{APART, Section};
 use super::{Field, Settings, cpu_time, folder, patiently};
 
 const NAMES: [&str; 2] = ["busy", "adaptive"];
@@ -30,7 +30,7 @@ fn under_load(settings: &Settings) -> Section {
         "vnicd: adaptive beside busy, under load",
         "Million frames a second from VM to VM.",
         2,
-        &NAMES,
+        &[NAMES[0], NAMES[1], APART],
     );
     let mut field = Field {
         devices: vec![

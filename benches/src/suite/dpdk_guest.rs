@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use vnic_tests::process::{Process, tail, wait_for};
 
 use super::device::{Device, GUEST_MACS, Wait};
-use super::report::{OURS, PEER, Section};
+use super::report::{APART, OURS, PEER, Section};
 use super::{Field, GENERATOR_CPU, Settings, folder};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -25,7 +25,7 @@ pub(super) fn throughput(settings: &Settings) -> Result<Vec<Section>> {
         "VM to VM with DPDK's virtio-user driver as the guests, both ways",
         "Million frames a second that arrive, both directions added; testpmd forwards between its two devices on one CPU.",
         2,
-        &[OURS, PEER, "OVS-DPDK"],
+        &[OURS, PEER, "OVS-DPDK", APART],
     );
     let at = |name: &str| folder(settings, &format!("{name}-dpdk"));
     let mut field = Field {

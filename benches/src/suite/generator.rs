@@ -8,9 +8,8 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use vnic_tests::frontend::Pages;
 
 use super::device::DEVICE_CPU;
-use super::joined::on_generator_cpu;
 use super::report::Section;
-use super::{Settings, patiently, undisturbed};
+use super::{GENERATOR_CPU, Settings, on_cpu, patiently, undisturbed};
 use crate::driver::{Packed, RingKind, Split};
 use crate::flood::{Flood, FloodPlan};
 use crate::frames::{MIN_FRAME, Traffic};
@@ -35,7 +34,7 @@ pub(super) fn run(settings: &Settings) -> Result<Vec<Section>> {
         for _ in 0..settings.runs {
             for (name, packed) in columns.into_iter().zip([false, true]) {
                 let outcome = patiently(|| {
-                    on_generator_cpu(|| {
+                    on_cpu(GENERATOR_CPU, || {
                         if packed {
                             flood::<Packed>(settings, flows, packed)
                         } else {

@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::device::DEVICE_CPU;
-use super::report::Section;
-use super::{Settings, patiently, undisturbed};
+use super::distance::steadily;
+use super::report::{APART, Section};
+use super::{GENERATOR_CPU, Settings, on_cpu, patiently, undisturbed};
 use crate::joined::{JoinedPlan, JoinedReport, run as run_joined};
 
 /// Sessions, NICs, ports.
@@ -25,7 +26,7 @@ const CASES: [(u32, u8, u8); 7] = [
 /// # Errors
 /// None: what fails is in the table.
 pub(super) fn run(settings: &Settings) -> Result<Vec<Section>> {
-    let columns = ["split", "packed", "split, ns", "packed, ns"];
+    let columns = ["split", "packed", "split, ns", "packed, ns", APART];
     let mut section = Section::new(
         "Guest to session balancing to NIC in memory, 60 B",
         "Million frames a second that NICs send which complete at once, and the nanoseconds of the worker for each: everything that \
@@ -56,7 +57,8 @@ pub(super) fn run(settings: &Settings) -> Result<Vec<Section>> {
                         Duration::from_secs_f64(settings.seconds),
                     ],
                 };
-                let report = patiently(|| on_generator_cpu(|| run_alone(&plan)));
+                let (report, apart) = steadily(|| patiently(|| on_cpu(GENERATOR_CPU, || run_alone(&plan))));
+                section.add(&load, APART, apart);
                 let name = columns[usize::from(packed)];
                 let nanoseconds = columns[2 + usize::from(packed)];
                 match report {
@@ -80,21 +82,4 @@ fn run_alone(plan: &JoinedPlan) -> Result<JoinedReport> {
     let report = run_joined(plan)?;
     undisturbed("the generator and the worker", report.cpu_share)?;
     Ok(report)
-}
-
-/// Runs `work` on a thread that is bound to the generator's CPU.
-pub(super) fn on_generator_cpu<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    use nix::sched::{CpuSet, sched_setaffinity};
-    std::thread::scope(|scope| {
-        let bound = scope.spawn(|| {
-            let mut cpus = CpuSet::new();
-            cpus.set(super::GENERATOR_CPU)?;
-            sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus)?;
-            work()
-        });
-        match bound.join() {
-            Ok(outcome) => outcome,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
 }

@@ -2,6 +2,7 @@
 
 mod adaptive;
 mod device;
+mod distance;
 mod dpdk_guest;
 mod generator;
 mod joined;
@@ -21,7 +22,7 @@ use vnic_tests::process::run;
 use vnic_tests::sys::interrupted;
 
 use device::Device;
-use report::{Report, Section};
+use report::{APART, Report, Section};
 
 /// The CPU of the generator.
 pub const GENERATOR_CPU: usize = 0;
@@ -158,32 +159,67 @@ fn patiently<T>(mut measure: impl FnMut() -> Result<T>) -> Result<T> {
     outcome
 }
 
+/// Runs `work` on a thread that is bound to a CPU.
+fn on_cpu<T: Send>(cpu: usize, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    use nix::sched::{CpuSet, sched_setaffinity};
+    std::thread::scope(|scope| {
+        let bound = scope.spawn(|| {
+            let mut cpus = CpuSet::new();
+            cpus.set(cpu)?;
+            sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus)?;
+            work()
+        });
+        match bound.join() {
+            Ok(outcome) => outcome,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
 /// Devices that take turns; one that does not start is missing with its reason.
 struct Field {
     devices: Vec<(&'static str, Result<Device>)>,
 }
 
 impl Field {
-    /// Measures one load on each, starting with another one each time, so that none is always first.
+    /// Measures one load on each, starting with another one each time, so that none is always first. Also says how far the CPUs were from
+    /// each other all the while.
+    fn turns<T>(
+        &mut self,
+        load: &str,
+        run: usize,
+        mut measure: impl FnMut(&Device) -> Result<T>,
+    ) -> (Vec<(&'static str, Result<T>)>, Result<f64>) {
+        let count = self.devices.len();
+        distance::steadily(|| {
+            let turns = (0..count).map(|turn| {
+                let (name, device) = &mut self.devices[(turn + run) % count];
+                let outcome = match device {
+                    Ok(device) => patiently(|| device.while_running(&mut measure)),
+                    Err(error) => Err(anyhow::anyhow!("{error:#}")),
+                };
+                if let Err(error) = &outcome {
+                    eprintln!("{load}, {name}: {error:#}");
+                }
+                (*name, outcome)
+            });
+            turns.collect()
+        })
+    }
+
+    /// Puts the figures of one round of [`Field::turns`] into a table.
     fn take_turns(
         &mut self,
         section: &mut Section,
         load: &str,
         run: usize,
-        mut measure: impl FnMut(&Device) -> Result<f64>,
+        measure: impl FnMut(&Device) -> Result<f64>,
     ) {
-        let count = self.devices.len();
-        for turn in 0..count {
-            let (name, device) = &mut self.devices[(turn + run) % count];
-            let outcome = match device {
-                Ok(device) => patiently(|| device.while_running(&mut measure)),
-                Err(error) => Err(anyhow::anyhow!("{error:#}")),
-            };
-            if let Err(error) = &outcome {
-                eprintln!("{load}, {name}: {error:#}");
-            }
+        let (outcomes, apart) = self.turns(load, run, measure);
+        for (name, outcome) in outcomes {
             section.add(load, name, outcome);
         }
+        section.add(load, APART, apart);
     }
 }
 

@@ -8,9 +8,8 @@ use vnic_tests::netns::Netns;
 use vnic_tests::sys::PacketSocket;
 
 use super::device::{Device, GUEST_MACS, Wait};
-use super::joined::on_generator_cpu;
 use super::report::{OURS, PEER, Section};
-use super::{Settings, folder, interface_counter, patiently};
+use super::{GENERATOR_CPU, Settings, folder, interface_counter, on_cpu, patiently};
 use crate::driver::{DriverRing, SplitRing};
 use crate::frames::{MIN_FRAME, Traffic};
 use crate::latency::{Latency, LatencyPlan, measure};
@@ -179,7 +178,7 @@ fn latencies(settings: &Settings) -> Result<Section> {
                 _ => Ok(None),
             };
             let outcome = device.and_then(|device| {
-                on_generator_cpu(|| match device {
+                on_cpu(GENERATOR_CPU, || match device {
                     Some(mut device) => device.while_running(|device| through(device, &wires, &plans)),
                     None => alone(&wires, &plans),
                 })

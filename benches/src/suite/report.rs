@@ -10,6 +10,9 @@ pub const OURS: &str = "vnicd";
 /// The peer that it is compared with.
 pub const PEER: &str = "testpmd";
 
+/// Nanoseconds that a cache line takes between the two CPUs and back: the least and the most say whether rows compare.
+pub const APART: &str = "CPUs apart, ns";
+
 /// What one device did under one load.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Cell {

@@ -3,8 +3,8 @@
 use anyhow::{Context, Result};
 
 use super::device::{Device, Wait};
-use super::report::{OURS, PEER, Section};
-use super::{Field, Settings, folder, patiently};
+use super::report::{APART, OURS, PEER, Section};
+use super::{Field, Settings, folder};
 
 /// A load and the generator's arguments for it.
 type Load = (&'static str, &'static [&'static str]);
@@ -32,7 +32,7 @@ const JUMBO: [Load; 1] = [(
 )];
 
 const OVS: &str = "OVS-DPDK";
-const DEVICES: [&str; 3] = [OURS, PEER, OVS];
+const COLUMNS: [&str; 4] = [OURS, PEER, OVS, APART];
 
 fn field(settings: &Settings, kind: &str, jumbo: bool) -> Field {
     let at = |name: &str| folder(settings, &format!("{name}-{kind}"));
@@ -60,7 +60,7 @@ pub(super) fn throughput(settings: &Settings) -> Result<Vec<Section>> {
             "Million frames a second that arrive, both directions added. vnicd switches by address and refuses foreign source \
              addresses; testpmd does neither; OVS-DPDK learns addresses.",
             2,
-            &DEVICES,
+            &COLUMNS,
         )
     });
     for (jumbo, loads) in [(false, &LOADS[..]), (true, &JUMBO[..])] {
@@ -97,22 +97,17 @@ pub(super) fn latencies(settings: &Settings) -> Result<Vec<Section>> {
         "Nanoseconds from the moment when a frame is offered until its receiver sees it, one frame at a time; the clock's own \
          cost of about 20 ns is in them.",
         0,
-        &DEVICES,
+        &COLUMNS,
     );
     let mut field = field(settings, "latency", false);
     let samples = if settings.quick { "5000" } else { "50000" };
     for ring in ["split", "packed"] {
         for run in 0..settings.runs {
-            for (name, device) in &mut field.devices {
-                let outcome = match device {
-                    Ok(device) => patiently(|| {
-                        device.while_running(|device| {
-                            let arguments = ["--ring", ring, "--samples", samples, "--queue", "256"];
-                            settings.load("latency", device, &arguments)
-                        })
-                    }),
-                    Err(error) => Err(anyhow::anyhow!("{error:#}")),
-                };
+            let arguments = ["--ring", ring, "--samples", samples, "--queue", "256"];
+            let (outcomes, apart) = field.turns(&format!("latency, {ring}"), run, |device| {
+                settings.load("latency", device, &arguments)
+            });
+            for (name, outcome) in outcomes {
                 for percentile in ["p50", "p99"] {
                     let figure = outcome
                         .as_ref()
@@ -125,6 +120,7 @@ pub(super) fn latencies(settings: &Settings) -> Result<Vec<Section>> {
                     section.add(&format!("{ring}, {percentile}"), name, figure);
                 }
             }
+            section.add(&format!("{ring}, p50"), APART, apart);
         }
     }
     Ok(vec![section])
