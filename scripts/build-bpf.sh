@@ -12,7 +12,8 @@ for tool in clang llvm-strip llvm-objcopy; do
 done
 
 # asm/types.h is in a directory of the host's architecture on Debian and Ubuntu.
-clang -O2 -g -Wall -Werror -target bpf -I"/usr/include/$(uname -m)-linux-gnu" -c vnic.bpf.c -o "$work/vnic.bpf.o"
+# The line information would hold the folder that it was built in.
+clang -O2 -g -ffile-prefix-map="$PWD"=. -Wall -Werror -target bpf -I"/usr/include/$(uname -m)-linux-gnu" -c vnic.bpf.c -o "$work/vnic.bpf.o"
 # Away goes DWARF; BTF stays, which the loader needs for the maps.
 llvm-strip -g "$work/vnic.bpf.o"
 
