@@ -123,7 +123,7 @@ impl NicSender {
     }
 
     /// Upkeep of a queue that has frames in flight: takes sent chunks back and reminds the kernel of the others. Of a NIC that is
-    /// lost, appends a copy of every frame that was not sent to `rescued`.
+    /// lost, appends a copy of every frame that is not known to be sent to `rescued`.
     pub fn service(
         &mut self,
         chunks: &mut ChunkCache,
@@ -133,6 +133,10 @@ impl NicSender {
     ) -> Serviced {
         if !self.is_pending() {
             return Serviced::default();
+        }
+        if lost && self.tx.completes_unsent() {
+            // Completed since the last look: perhaps sent before the loss, perhaps dropped after it. Twice is better than never.
+            self.tx.copy_in_flight(chunks, rescued);
         }
         self.reap(chunks);
         if lost {
@@ -274,5 +278,46 @@ impl Nic {
     #[must_use]
     pub fn tx_queue(&self, worker: usize) -> Option<usize> {
         worker.checked_rem(self.queues.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::frames::FrameMemory;
+    use crate::nic::memory::pair;
+
+    #[test]
+    fn of_a_lost_nic_all_is_copied_that_is_not_known_to_be_sent() {
+        for (completes_unsent, copied) in [(false, vec![2, 3]), (true, vec![1, 2, 3])] {
+            let memory = FrameMemory::new(64).expect("memory");
+            let mut chunks = ChunkCache::new(Arc::clone(&memory));
+            let (_rx, mut tx, mut peer) = pair(0, &memory, 8);
+            if completes_unsent {
+                tx = tx.completing_unsent();
+            }
+            let mut sender = NicSender::new(Box::new(tx));
+            let frame = |number: u8, chunks: &mut ChunkCache| {
+                let mut frame = chunks.alloc(60).expect("a chunk");
+                memory.write(&mut frame, 0, &[number; 60]);
+                frame
+            };
+            let mut frames = (0..4).map(|number| frame(number, &mut chunks)).collect();
+            assert_eq!(sender.send(&mut chunks, &mut frames), 0);
+            let mut rescued = Vec::new();
+            assert!(peer.collect().is_some());
+            sender.service(&mut chunks, 0, false, &mut rescued);
+            assert!(rescued.is_empty());
+            // Completed before the loss is known, and not yet taken back.
+            assert!(peer.collect().is_some());
+            for _ in 0..2 {
+                sender.service(&mut chunks, 0, true, &mut rescued);
+            }
+            let numbers: Vec<u8> = rescued.iter().map(|frame| memory.head(frame)[0]).collect();
+            assert_eq!(numbers, copied);
+            assert!(!sender.is_pending());
+            rescued.drain(..).for_each(|frame| chunks.free(frame));
+            assert_eq!(memory.state_errors(), 0);
+        }
     }
 }

@@ -78,6 +78,7 @@ pub struct MemoryTx {
     depth: usize,
     frames_in_flight: usize,
     chunks_in_flight: usize,
+    completes_unsent: bool,
     counters: NicTxCounters,
 }
 
@@ -159,8 +160,16 @@ impl MemoryTx {
             depth,
             frames_in_flight: 0,
             chunks_in_flight: 0,
+            completes_unsent: false,
             counters: NicTxCounters::default(),
         }
+    }
+
+    /// As a zero-copy driver, whose completions say nothing of a frame's fate.
+    #[must_use]
+    pub fn completing_unsent(mut self) -> MemoryTx {
+        self.completes_unsent = true;
+        self
     }
 
     fn complete(&mut self, chunks: &mut ChunkCache, frame: Frame) -> usize {
@@ -211,10 +220,17 @@ impl NicTx for MemoryTx {
         self.chunks_in_flight
     }
 
-    /// The lost NIC of the twin sends nothing more: what was not collected is completed.
+    fn completes_unsent(&self) -> bool {
+        self.completes_unsent
+    }
+
+    /// The lost NIC of the twin sends nothing more: what may not have been sent is taken back now.
     fn copy_in_flight(&mut self, chunks: &mut ChunkCache, out: &mut Vec<Frame>) {
         loop {
-            let Some(frame) = self.wire.sending.pop().or_else(|| self.queued.pop_front()) else {
+            let wire = &self.wire;
+            let completed = self.completes_unsent.then(|| wire.completed.pop()).flatten();
+            let oldest = completed.or_else(|| wire.sending.pop());
+            let Some(frame) = oldest.or_else(|| self.queued.pop_front()) else {
                 return;
             };
             self.frames_in_flight -= 1;

@@ -40,12 +40,18 @@ pub trait NicTx: Send {
     /// Chunks handed to the kernel and not yet completed.
     fn in_flight(&self) -> usize;
 
+    /// Whether a completion says nothing of the frame's fate. A zero-copy driver completes what its device drops, for want of a link, too:
+    /// when that is found out, call [`NicTx::copy_in_flight`] before [`NicTx::reap`].
+    fn completes_unsent(&self) -> bool {
+        false
+    }
+
     /// Appends copies of the frames that the kernel has refused since the last call (it completes them all the same), oldest first. Call
     /// it before [`NicTx::reap`], which gives their bytes up.
     fn copy_refused(&mut self, _chunks: &mut ChunkCache, _out: &mut Vec<Frame>) {}
 
-    /// Appends copies of the frames that were handed to the kernel, are not completed, and were not copied before, oldest first: for a
-    /// NIC that is lost. The frames themselves stay with the kernel, which may still send them.
+    /// Appends copies of the frames that were handed to the kernel, were not taken back by [`NicTx::reap`], and were not copied before,
+    /// oldest first: for a NIC that is lost. The frames themselves stay with the kernel, which may still send them.
     fn copy_in_flight(&mut self, chunks: &mut ChunkCache, out: &mut Vec<Frame>);
 
     /// Counters since the socket was made.

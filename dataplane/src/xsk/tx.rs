@@ -233,6 +233,11 @@ impl NicTx for XskTx {
         self.in_flight
     }
 
+    /// In copy mode EBUSY tells what was dropped.
+    fn completes_unsent(&self) -> bool {
+        self.info.zerocopy
+    }
+
     fn copy_refused(&mut self, chunks: &mut ChunkCache, out: &mut Vec<Frame>) {
         for at in 0..self.refused.len() {
             let address = self.tx.written(self.refused[at]).addr;
