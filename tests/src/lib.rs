@@ -10,6 +10,8 @@ pub mod fabric;
 #[cfg(feature = "front-end")]
 pub mod frontend;
 pub mod lag;
+#[cfg(feature = "front-end")]
+pub mod ledger;
 pub mod lock;
 pub mod netns;
 pub mod pcap;

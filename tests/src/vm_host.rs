@@ -6,10 +6,10 @@ use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use crate::binaries::{binary, source_root};
 use crate::frontend::Report;
 use crate::frontend::frames::{self, Addresses};
+use crate::ledger::Arrival;
 use crate::lock::MachineLock;
 use crate::netns::Netns;
 use crate::process::{run, wait_for};
@@ -52,9 +53,26 @@ struct EchoCounters {
     answered: AtomicU64,
     damaged: AtomicU64,
     stop: AtomicBool,
+    /// What has arrived and was not answered: everything, once this is there.
+    written_down: Mutex<Option<Vec<(u32, Instant)>>>,
 }
 
-/// Answers the front-end's frames behind one NIC, and checks every byte of them.
+impl EchoCounters {
+    fn written_down(&self) -> MutexGuard<'_, Option<Vec<(u32, Instant)>>> {
+        self.written_down.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a frame down, unless frames are to be answered.
+    fn wrote_down(&self, number: u32) -> bool {
+        let mut written = self.written_down();
+        if let Some(list) = &mut *written {
+            list.push((number, Instant::now()));
+        }
+        written.is_some()
+    }
+}
+
+/// Answers the front-end's frames behind one NIC, or writes down when they came, and checks every byte of them.
 #[derive(Debug)]
 pub struct Echo {
     counters: Arc<EchoCounters>,
@@ -79,7 +97,9 @@ impl Echo {
                     };
                     if frame != frames::request(ADDRESSES, number) {
                         shared.damaged.fetch_add(1, Ordering::Relaxed);
-                    } else if socket.send(&frames::reply(ADDRESSES, number)).is_ok() {
+                    } else if !shared.wrote_down(number)
+                        && socket.send(&frames::reply(ADDRESSES, number)).is_ok()
+                    {
                         shared.answered.fetch_add(1, Ordering::Relaxed);
                     }
                 }
@@ -198,18 +218,18 @@ impl VmHost {
         Ok(output.stdout)
     }
 
-    /// Starts vnicd over all NICs, each with `nic_options`, and waits until it answers.
+    /// Starts vnicd over all NICs, each with `nic_options`, with further arguments, and waits until it answers.
     ///
     /// # Errors
     /// If it does not; with its log.
-    pub fn start_vnicd(&self, workers: u32, nic_options: &str) -> Result<()> {
+    pub fn start_vnicd(&self, workers: u32, nic_options: &str, arguments: &str) -> Result<()> {
         let nics: String = (0..self.nics)
             .map(|nic| format!(" --nic eth{nic},{nic_options}"))
             .collect();
         let topology = if self.nics > 1 { " --topology lag" } else { "" };
         self.shell(&format!(
             "vnicd --port name=p,socket=/tmp/p.sock,mac={GUEST_MAC}{nics}{topology} --workers {workers} --poll adaptive \
-             --control /tmp/control.sock --state-dir /tmp/state >/tmp/vnicd.log 2>&1 & echo $! >/tmp/vnicd.pid"
+             --control /tmp/control.sock --state-dir /tmp/state {arguments} >/tmp/vnicd.log 2>&1 & echo $! >/tmp/vnicd.pid"
         ))?;
         wait_for("vnicd in the host", COMMAND_LIMIT, PACE, || {
             if self.query("nics").is_ok() {
@@ -300,6 +320,50 @@ impl VmHost {
         })?;
         self.undamaged()?;
         serde_json::from_str(&written).with_context(|| format!("the front-end failed: {written}"))
+    }
+
+    /// Has the front-end send `rate` frames a second until [`VmHost::finish_stream`]. Nobody answers them from now on: what arrives is
+    /// written down.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn start_stream(&self, rate: u32) -> Result<()> {
+        for echo in &self.echoes {
+            *echo.counters.written_down() = Some(Vec::new());
+        }
+        let command = Self::front_end(&format!("--stream {rate}"));
+        self.shell(&format!("{command} >/tmp/sent 2>&1 & echo $! >/tmp/stream.pid"))
+            .map(drop)
+    }
+
+    /// Ends the stream and returns how many frames vnicd took from the front-end.
+    ///
+    /// # Errors
+    /// If the front-end failed.
+    pub fn finish_stream(&self) -> Result<u32> {
+        self.shell("kill -TERM $(cat /tmp/stream.pid)")?;
+        let written = wait_for("the end of the stream", COMMAND_LIMIT, PACE, || {
+            let written = self.shell("cat /tmp/sent")?;
+            Ok((!written.trim().is_empty()).then_some(written))
+        })?;
+        self.undamaged()?;
+        written
+            .trim()
+            .parse()
+            .with_context(|| format!("the front-end failed: {written}"))
+    }
+
+    /// What of the stream has arrived so far, in the order of time.
+    #[must_use]
+    pub fn arrivals(&self) -> Vec<Arrival> {
+        let mut all = Vec::new();
+        for (nic, echo) in self.echoes.iter().enumerate() {
+            let written = echo.counters.written_down();
+            let list = written.as_deref().unwrap_or_default().iter();
+            all.extend(list.map(|&(number, at)| Arrival { nic, number, at }));
+        }
+        all.sort_by_key(|arrival| arrival.at);
+        all
     }
 
     fn undamaged(&self) -> Result<()> {

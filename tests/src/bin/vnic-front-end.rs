@@ -1,11 +1,12 @@
-//! Exchanges frames with an echo behind vnicd, as a guest would, and writes what became of them as JSON.
+//! Exchanges frames with an echo behind vnicd, as a guest would, and writes what became of them as JSON; or only sends.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
 use vnic_tests::frontend::frames::Addresses;
-use vnic_tests::frontend::{Plan, exchange};
+use vnic_tests::frontend::{Plan, exchange, stream};
+use vnic_tests::sys::{interrupted, note_interruptions};
 
 /// A vhost-user front-end that sends frames of 60 to 1514 bytes to an echo and checks every byte of the answers.
 #[derive(Parser)]
@@ -31,6 +32,9 @@ struct Options {
     /// Sends a frame again that was not answered for this many milliseconds, instead of failing.
     #[arg(long)]
     resend_ms: Option<u64>,
+    /// Only sends, this many frames a second, until SIGTERM; writes how many.
+    #[arg(long, conflicts_with_all = ["frames", "window", "pairs", "resend_ms"])]
+    stream: Option<u32>,
 }
 
 fn mac(text: &str) -> Result<[u8; 6], String> {
@@ -43,11 +47,17 @@ fn mac(text: &str) -> Result<[u8; 6], String> {
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
+    let addresses = Addresses {
+        guest: options.mac,
+        peer: options.peer,
+    };
+    if let Some(rate) = options.stream {
+        note_interruptions()?;
+        println!("{}", stream(&options.socket, addresses, rate, interrupted)?);
+        return Ok(());
+    }
     let plan = Plan {
-        addresses: Addresses {
-            guest: options.mac,
-            peer: options.peer,
-        },
+        addresses,
         frames: options.frames,
         window: options.window,
         pairs: options.pairs,

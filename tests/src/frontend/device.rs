@@ -64,10 +64,8 @@ impl Device {
     /// # Errors
     /// If the device returned nonsense.
     pub fn send(&mut self, pair: usize, frame: &[u8]) -> Result<bool> {
+        self.unsent(pair)?;
         let queue = &mut self.queues[2 * pair + 1];
-        while let Some((id, _)) = queue.ring.take(self.memory.guest())? {
-            queue.free.push(id);
-        }
         let Some(id) = queue.free.pop() else {
             return Ok(false);
         };
@@ -79,6 +77,18 @@ impl Device {
             .offer(self.memory.guest(), id, u32::try_from(bytes.len())?)?;
         queue.events.kick.write(1)?;
         Ok(true)
+    }
+
+    /// Frames that the device has not taken from a sending ring.
+    ///
+    /// # Errors
+    /// If the device returned nonsense.
+    pub fn unsent(&mut self, pair: usize) -> Result<usize> {
+        let queue = &mut self.queues[2 * pair + 1];
+        while let Some((id, _)) = queue.ring.take(self.memory.guest())? {
+            queue.free.push(id);
+        }
+        Ok(usize::from(SIZE) - queue.free.len())
     }
 
     /// The next frame of a queue pair, if one is there.

@@ -6,6 +6,7 @@ pub mod frames;
 mod link;
 mod memory;
 mod ring;
+mod stream;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -18,6 +19,7 @@ pub use device::Device;
 use frames::Addresses;
 pub use link::{IN_ORDER, Link, MRG_RXBUF, RING_PACKED, RingEvents, RingPlace, VERSION_1};
 pub use memory::{Pages, SharedMemory};
+pub use stream::stream;
 
 /// How long the front-end waits between looks at its rings when no call comes.
 const PATIENCE_MS: i32 = 5;
