@@ -311,25 +311,43 @@ fn each_address_in_each_vlan_is_balanced_and_announced_for_itself() -> Result<()
     let all: BTreeSet<Named> = one.union(&other).copied().collect();
     assert_eq!(all, BTreeSet::from([(0, 7), (1, 0), (2, 11), (2, 12)]));
 
-    // Those of a lost NIC are announced, and no others.
     silence(&daemon)?;
-    guest.process().signal(Signal::SIGSTOP)?;
     let capture = |kind| {
         switches
             .peer
             .run(move || Ok(Capture::start(PEER_INTERFACE, kind)?))
     };
-    let captures = [capture(RARP)?, capture(TAGGED)?];
-    switches.set_port(0, "down")?;
-    let mut heard = BTreeSet::new();
-    wait("the announcements", || {
-        for capture in &captures {
-            let frames = capture.collect(100, Duration::from_millis(100))?;
-            heard.extend(frames.iter().filter_map(|frame| announced(frame)));
-        }
-        Ok(heard.is_superset(&one).then_some(()))
+    let announced_after = |event: &dyn Fn() -> Result<()>, all: &BTreeSet<Named>| -> Result<()> {
+        let captures = [capture(RARP)?, capture(TAGGED)?];
+        event()?;
+        let mut heard = BTreeSet::new();
+        wait("the announcements", || {
+            for capture in &captures {
+                let frames = capture.collect(100, Duration::from_millis(100))?;
+                heard.extend(frames.iter().filter_map(|frame| announced(frame)));
+            }
+            Ok(heard.is_superset(all).then_some(()))
+        })?;
+        assert_eq!(heard, *all);
+        Ok(())
+    };
+
+    // QEMU has the guest announced, as after a migration.
+    announced_after(&|| guest.announce(), &all)?;
+    let stats = daemon.query("stats")?;
+    for port in 0..VNICS.len() {
+        let rarp = &stats["ports"][port]["rarp"];
+        assert!(rarp["sent"].as_u64() > Some(0) && rarp["refused"] == 0, "{rarp}");
+    }
+
+    // Those of a lost NIC are announced, and no others.
+    guest.process().signal(Signal::SIGSTOP)?;
+    // What QEMU has asked for is over.
+    wait("silence", || {
+        let heard = capture(RARP)?.collect(1, Duration::from_millis(500))?;
+        Ok(heard.is_empty().then_some(()))
     })?;
-    assert_eq!(heard, one);
+    announced_after(&|| switches.set_port(0, "down"), &one)?;
     assert_eq!(stations(&daemon)?, [BTreeSet::new(), all.clone()]);
 
     // A NIC that is taken away hands its stations over.

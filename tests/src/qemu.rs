@@ -262,9 +262,22 @@ impl Guest {
     /// # Errors
     /// If QEMU's monitor does not say that the machine runs.
     pub fn pause_and_resume(&self) -> Result<()> {
+        self.command("stop\ncont")
+    }
+
+    /// Has QEMU announce the guest to the network, as it does after a migration.
+    ///
+    /// # Errors
+    /// If QEMU's monitor does not answer.
+    pub fn announce(&self) -> Result<()> {
+        self.command("announce_self")
+    }
+
+    /// Gives QEMU's monitor commands, after which the machine runs.
+    fn command(&self, commands: &str) -> Result<()> {
         let mut monitor = UnixStream::connect(&self.monitor).context("connecting to QEMU's monitor")?;
         monitor.set_read_timeout(Some(ANSWER_LIMIT))?;
-        monitor.write_all(b"stop\ncont\ninfo status\n")?;
+        monitor.write_all(format!("{commands}\ninfo status\n").as_bytes())?;
         let mut said = Vec::new();
         while !String::from_utf8_lossy(&said).contains("VM status: running") {
             let mut bytes = [0; 512];

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::report::{
     AlgorithmReport, Counted, EventReport, ExplainReport, NicAddedReport, NicProbeReport, NicReport,
-    NicSessionsReport, NicWeightReport, NicsReport, PinnedReport, PortsReport, SessionsReport, StatsReport,
-    StatusReport, Traffic,
+    NicSessionsReport, NicWeightReport, NicsReport, PinnedReport, PortsReport, RarpStats, SessionsReport,
+    StatsReport, StatusReport, Traffic,
 };
 
 /// How a column is aligned.
@@ -197,6 +197,7 @@ pub fn stats(report: &StatsReport) -> String {
     ]);
     let mut drops = Table::new(&["AT", "REASON", ">FRAMES"]);
     let mut broken = Table::new(&["PORT", ">TIMES"]);
+    let mut rarps = Table::new(&["PORT", ">RARP FRAMES", ">UNSENT", ">REFUSED"]);
     for port in &report.ports {
         let total = port
             .queue_pairs
@@ -219,9 +220,19 @@ pub fn stats(report: &StatsReport) -> String {
         if port.broken_rings > 0 {
             broken.row([port.name.clone(), count(port.broken_rings)]);
         }
+        if port.rarp != RarpStats::default() {
+            let rarp = port.rarp;
+            rarps.row([
+                port.name.clone(),
+                count(rarp.sent),
+                count(rarp.unsent),
+                count(rarp.refused),
+            ]);
+        }
     }
     section(&mut out, "Ports", &ports);
     section(&mut out, "Rings that a guest's driver broke", &broken);
+    section(&mut out, "Guests announced for their front-ends", &rarps);
 
     let mut nics = Table::new(&[
         "NIC",
@@ -916,6 +927,7 @@ much longer  left  5 ms  0 ms  12,345   10 B
         port.drops.insert("spoofed_source".into(), 1500);
         port.drops.insert("too_long".into(), 0);
         port.broken_rings = 2;
+        port.rarp.sent = 5;
         let nic = NicStats {
             id: "left".into(),
             ..NicStats::default()
@@ -928,6 +940,7 @@ much longer  left  5 ms  0 ms  12,345   10 B
         assert!(text.contains("port web  spoofed_source   1,500"), "{text}");
         assert!(!text.contains("too_long"), "{text}");
         assert!(text.contains("web       2"), "{text}");
+        assert!(text.contains("web             5       0        0"), "{text}");
         assert!(stats(&StatsReport::default()).contains("No frame was dropped."));
     }
 }

@@ -188,8 +188,22 @@ pub struct PortStats {
     /// Times that the guest's driver broke a ring.
     #[serde(default)]
     pub broken_rings: u64,
+    /// What came of the front-end's requests to announce the guest.
+    #[serde(default)]
+    pub rarp: RarpStats,
     /// Per queue pair.
     pub queue_pairs: Vec<QueuePairStats>,
+}
+
+/// Requests of a front-end to announce its guest (SEND_RARP), in [`PortStats`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RarpStats {
+    /// RARP frames sent, one for each VLAN that the guest is announced in.
+    pub sent: u64,
+    /// Those that no NIC took: none was alive, or it had no room.
+    pub unsent: u64,
+    /// Requests with an address that is not the guest's.
+    pub refused: u64,
 }
 
 /// A queue pair in [`PortStats`].

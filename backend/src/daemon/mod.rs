@@ -15,6 +15,7 @@ mod operator;
 mod pinned;
 mod port;
 mod probes;
+mod rarp;
 mod report;
 mod stall;
 mod uplinks;
@@ -60,6 +61,7 @@ use nic::NicRuntime;
 use operator::Listener;
 use pinned::Pinning;
 use port::{Entrance, MacOrigin, Outcome, PortRuntime};
+use rarp::Rarps;
 use stall::StallWatch;
 use uplinks::{Done, Leaving};
 
@@ -96,6 +98,7 @@ pub struct Daemon {
     balancer: Arc<Balancer>,
     /// In topology `pinned`.
     pinned: Option<Pinning>,
+    rarps: Rarps,
     memory: Arc<FrameMemory>,
     /// For announcements, and for frames that are left on hand-off rings of queues that are gone.
     chunks: ChunkCache,
@@ -251,6 +254,7 @@ impl Daemon {
             links,
             balancer,
             pinned: stations.map(Pinning::new),
+            rarps: Rarps::default(),
             chunks: ChunkCache::new(Arc::clone(&memory)),
             memory,
             control: Some(control),
@@ -357,6 +361,7 @@ impl Daemon {
                 self.tell_listeners(),
                 self.watch_stalls(),
                 self.announce(),
+                self.send_rarps(),
             ];
             let next = due.into_iter().flatten().fold(next_housekeeping, Instant::min);
             let timeout = match self.may_publish() {
@@ -432,6 +437,9 @@ impl Daemon {
 
     fn after(&mut self, at: usize, outcome: Outcome) {
         self.unpublished |= outcome.publish;
+        if let Some(mac) = self.ports[at].take_rarp() {
+            self.rarps.ask(at, mac);
+        }
         if !outcome.rewatch {
             return;
         }

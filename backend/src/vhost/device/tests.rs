@@ -77,6 +77,7 @@ fn code(request: &Request) -> Code {
             Request::SetVringCall { .. } => R::SET_VRING_CALL,
             Request::SetVringErr { .. } => R::SET_VRING_ERR,
             Request::SetVringEnable { .. } => R::SET_VRING_ENABLE,
+            Request::SendRarp(_) => R::SEND_RARP,
             Request::Unsupported => R::SET_LOG_FD,
         }
         .into(),
@@ -102,7 +103,7 @@ fn asking(request: Request) -> Message {
 fn now<M: MapMemory>(device: &mut Device<M>, request: Request) -> (Option<Reply>, bool) {
     match device.handle(plain(request)).unwrap() {
         Step::Done { reply, changed } => (reply, changed),
-        Step::Quiesce(pending) => panic!("{} asks for a quiesce", pending.code()),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -119,7 +120,7 @@ fn quiesced<M: MapMemory>(device: &mut Device<M>, request: Request, positions: &
             assert!(changed, "stopped rings must be started again");
             reply
         }
-        Step::Quiesce(_) => panic!("a second quiesce"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -188,7 +189,7 @@ fn features_are_offered_and_kept_whatever_the_queues() {
         let mut device = device(pairs);
         assert_eq!(number(now(&mut device, Request::GetFeatures).0), want);
         let protocol = number(now(&mut device, Request::GetProtocolFeatures).0);
-        assert_eq!(protocol, 1 | (1 << 3) | (1 << 15));
+        assert_eq!(protocol, 1 | (1 << 2) | (1 << 3) | (1 << 15));
         assert_eq!(number(now(&mut device, Request::GetQueueNum).0), u64::from(pairs));
     }
 }
@@ -479,7 +480,7 @@ fn requests_that_were_not_negotiated_are_named() {
     let mut device = device(1);
     for (code, text) in [
         (6, "request 6 (SET_LOG_BASE) was not negotiated"),
-        (19, "request 19 (SEND_RARP) was not negotiated"),
+        (20, "request 20 (NET_SET_MTU) was not negotiated"),
         (33, "request 33 (GPU_SET_SOCKET) was not negotiated"),
         (4711, "request 4711 (unknown) was not negotiated"),
     ] {
@@ -497,6 +498,33 @@ fn requests_that_were_not_negotiated_are_named() {
         assert_eq!(number(reply), 1, "{text}");
         assert!(device.handle(message(false)).is_err());
     }
+}
+
+#[test]
+fn the_port_is_asked_to_announce_its_guest() {
+    let mac = Mac([0x52, 0x54, 0, 0, 0, 1]);
+    let mut device = device(1);
+    let ask = |device: &mut Device<_>, message| match device.handle(message) {
+        Ok(Step::Announce {
+            mac: asked,
+            acknowledge,
+        }) if asked == mac => acknowledge,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(
+        ask(&mut device, asking(Request::SendRarp(mac))),
+        None,
+        "REPLY_ACK was not negotiated"
+    );
+    now(&mut device, Request::SetProtocolFeatures(1 << 2 | 1 << 3));
+    assert_eq!(ask(&mut device, plain(Request::SendRarp(mac))), None);
+    let message = asking(Request::SendRarp(mac));
+    let code = message.code;
+    assert_eq!(ask(&mut device, message), Some(code));
+    // Running rings are left alone.
+    start(&mut device, 0);
+    ask(&mut device, plain(Request::SendRarp(mac)));
+    assert!(view(&device, 0).started);
 }
 
 #[test]
