@@ -163,7 +163,7 @@ impl Daemon {
                 }
                 notifier.alive();
                 notifier.status(self.status_line());
-                self.nics.iter_mut().for_each(NicRuntime::check_queues);
+                self.check_queues();
                 self.take_snooped();
                 // Addresses come and go.
                 self.arm_probes();
