@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use vnic_tests::daemon::{Daemon, DaemonOptions, port_socket};
 use vnic_tests::fabric::{PEER_INTERFACE, PEER_IPV4, PEER_IPV6};
+use vnic_tests::frontend::Device;
 use vnic_tests::lock::MachineLock;
 use vnic_tests::process::{Process, wait_for};
 use vnic_tests::qemu::{Guest, GuestOptions, Vnic, endpoint, ping_from, prepare};
@@ -357,5 +358,53 @@ fn each_address_in_each_vlan_is_balanced_and_announced_for_itself() -> Result<()
     assert!(removed.contains("4 stations go on by the others"), "{removed}");
     assert_eq!(stations(&daemon)?, [all, BTreeSet::new()]);
     guest.process().signal(Signal::SIGCONT)?;
+    Ok(())
+}
+
+/// A NIC whose switch has lost the rest of the network; its link stays up, so only probes find out. The guest says nothing at all.
+#[test]
+fn a_switch_that_leads_nowhere_is_found_by_probes_and_its_station_moves() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let switches = Switches::new()?;
+    let mac = guest_mac(0);
+    let nics: Vec<String> = switches
+        .nics()
+        .iter()
+        .map(|nic| format!("{nic},probe={PEER_IPV4}"))
+        .collect();
+    let mut options = DaemonOptions::new(&[("p0", &mac)], &nics, 1);
+    options.topology = "pinned";
+    let daemon = Daemon::start(&switches.host, folder.path(), &options)?;
+    let _guest = Device::connect(&daemon.socket("p0"), 1)?;
+    wait("the guest's station", || Ok(station(&daemon).ok()))?;
+    let first = home(&daemon)?;
+    let second = 1 - first;
+    wait_learned(&switches, first, "at first")?;
+    wait("answers to both NICs", || {
+        let answered = |nic: usize| -> Result<bool> {
+            let report = daemon.nic(&format!("up{nic}"))?;
+            Ok(report["probe"]["answered"].as_u64() >= Some(3) && report["alive"] == true)
+        };
+        Ok((answered(0)? && answered(1)?).then_some(()))
+    })?;
+
+    switches.set_uplink(first, "down")?;
+    wait_alive(&daemon, first, false)?;
+    let lost = daemon.nic(&format!("up{first}"))?;
+    assert_eq!(lost["carrier"], true, "{lost}");
+    wait_learned(&switches, second, "when its switch leads nowhere")?;
+    assert_eq!(home(&daemon)?, second);
+
+    switches.set_uplink(first, "up")?;
+    wait_alive(&daemon, first, true)?;
+    assert_eq!(home(&daemon)?, second, "a NIC that returns takes nobody away");
+    let events = daemon.vnic(&["events"])?;
+    for part in [
+        "probes in a row were not answered",
+        "probes are answered again",
+        &format!("up{second}  moved: mac {mac} of port p0 from up{first}"),
+    ] {
+        assert!(events.contains(part), "{part} in\n{events}");
+    }
     Ok(())
 }
