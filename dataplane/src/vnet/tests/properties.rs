@@ -1,5 +1,7 @@
 //! What holds of any frames, chains and buffers, and of garbage.
 
+use std::collections::VecDeque;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -34,6 +36,62 @@ fn packed_garbage() -> impl Strategy<Value = (u64, u32, u16, u16)> {
         available,
     )
         .prop_map(|(addr, len, id, flags, available)| (addr.max(0x8_0000), len, id, flags | available))
+}
+
+/// A receive buffer: the chain's id, and address and length of each of its parts.
+type Buffer = (u16, Vec<(u64, u32, bool)>);
+
+/// Looks at what a driver got of a burst of `frames`: each that fits into what is `offered` (oldest first) behind its header, in as
+/// few buffers as it takes, and nothing else. Returns what the burst must have told; used buffers are taken out of `offered`.
+fn received(
+    driver: &mut Driver,
+    offered: &mut VecDeque<Buffer>,
+    frames: &[Vec<u8>],
+) -> Result<GuestRxBurst, TestCaseError> {
+    let room_of = |buffer: &Buffer| buffer.1.iter().map(|part| part.1 as usize).sum::<usize>();
+    let mut burst = GuestRxBurst::default();
+    let mut used = driver.used().into_iter();
+    for (at, frame) in frames.iter().enumerate() {
+        let need = PLAIN.len() + frame.len();
+        let (mut room, mut count) = (0, 0);
+        for buffer in offered
+            .iter()
+            .take(if driver.spec.mergeable { usize::MAX } else { 1 })
+        {
+            count += 1;
+            room += room_of(buffer);
+            if room >= need {
+                break;
+            }
+        }
+        if room < need {
+            if !driver.spec.mergeable && count == 1 {
+                burst.too_long += 1;
+                continue;
+            }
+            break;
+        }
+        let (mut got, mut left) = (Vec::new(), need);
+        for buffer in offered.drain(..count) {
+            let here = left.min(room_of(&buffer));
+            prop_assert_eq!(used.next(), Some((buffer.0, u32::try_from(here).unwrap())));
+            let parts = buffer.1.iter();
+            got.extend(
+                parts
+                    .flat_map(|part| driver.read(part.0, part.1 as usize))
+                    .take(here),
+            );
+            left -= here;
+        }
+        let mut whole = PLAIN.to_vec();
+        whole[10] = u8::try_from(count).unwrap();
+        whole.extend(frame);
+        prop_assert!(got == whole, "frame {} of {} bytes differs", at, frame.len());
+        burst.delivered += 1;
+        burst.bytes += frame.len() as u64;
+    }
+    prop_assert_eq!(used.next(), None);
+    Ok(burst)
 }
 
 proptest! {
@@ -97,8 +155,7 @@ proptest! {
         driver.spec.mergeable = mergeable;
         let mut ring = driver.ring();
         let mut cache = chunks(64);
-        // Chains that the driver offered and the device has not used, oldest first.
-        let mut offered = std::collections::VecDeque::new();
+        let mut offered = VecDeque::new();
         for (chains, lens, restart) in rounds {
             if restart {
                 driver.spec.base = ring.base();
@@ -111,47 +168,10 @@ proptest! {
                     offered.push_back(driver.post(&buffers, indirect));
                 }
             }
-            let frames: Vec<_> = lens.iter().zip(0..).map(|(&l, s)| make_frame(&mut cache, &pattern(l, s))).collect();
+            let whole: Vec<_> = lens.iter().zip(0..).map(|(&len, seed)| pattern(len, seed)).collect();
+            let frames: Vec<_> = whole.iter().map(|bytes| make_frame(&mut cache, bytes)).collect();
             let burst = give_to_guest(&mut ring, cache.memory(), &frames).unwrap();
-
-            let (mut delivered, mut too_long, mut bytes) = (0, 0, 0);
-            let mut used = driver.used().into_iter();
-            for (at, &len) in lens.iter().enumerate() {
-                let room_of = |chain: &(u16, Vec<(u64, u32, bool)>)| chain.1.iter().map(|b| b.1 as usize).sum::<usize>();
-                let need = 12 + len;
-                let mut room = 0;
-                let mut count = 0;
-                for chain in offered.iter().take(if mergeable { usize::MAX } else { 1 }) {
-                    count += 1;
-                    room += room_of(chain);
-                    if room >= need { break; }
-                }
-                if room < need {
-                    if !mergeable && count == 1 {
-                        too_long += 1;
-                        continue;
-                    }
-                    break;
-                }
-                let mut got = Vec::new();
-                let mut left = need;
-                for (head, buffers) in offered.drain(..count) {
-                    let here = left.min(buffers.iter().map(|b| b.1 as usize).sum());
-                    prop_assert_eq!(used.next(), Some((head, u32::try_from(here).unwrap())));
-                    let content: Vec<u8> =
-                        buffers.iter().flat_map(|b| driver.read(b.0, b.1 as usize)).take(here).collect();
-                    got.extend(content);
-                    left -= here;
-                }
-                let mut expected = PLAIN.to_vec();
-                expected[10] = u8::try_from(count).unwrap();
-                expected.extend(pattern(len, u8::try_from(at).unwrap()));
-                prop_assert!(got == expected, "frame {} of {} bytes differs", at, len);
-                delivered += 1;
-                bytes += len as u64;
-            }
-            prop_assert_eq!(burst, GuestRxBurst { delivered, bytes, too_long });
-            prop_assert_eq!(used.next(), None);
+            prop_assert_eq!(burst, received(&mut driver, &mut offered, &whole)?);
             prop_assert_eq!(ring.base(), driver.settled_base());
             prop_assert_eq!(ring.has_available(), !offered.is_empty());
             frames.into_iter().for_each(|frame| cache.free(frame));
@@ -176,7 +196,7 @@ proptest! {
         receiver.spec.mergeable = mergeable;
         let header = &PLAIN[..if legacy_sender { 10 } else { 12 }];
         let (mut from, mut to) = (sender.ring(), receiver.ring());
-        let mut offered = std::collections::VecDeque::new();
+        let mut offered = VecDeque::new();
         let mut seed = 0;
         for (frames, buffers) in rounds {
             for (lens, indirect) in buffers {
@@ -203,41 +223,7 @@ proptest! {
             finish(&mut from);
             sender.used();
             prop_assert!(!from.has_available());
-
-            let (mut delivered, mut bytes, mut too_long) = (0, 0, 0);
-            let mut used = receiver.used().into_iter();
-            for frame in &expected {
-                let room_of = |chain: &(u16, Vec<(u64, u32, bool)>)| chain.1.iter().map(|b| b.1 as usize).sum::<usize>();
-                let need = 12 + frame.len();
-                let (mut room, mut count) = (0, 0);
-                for chain in offered.iter().take(if mergeable { usize::MAX } else { 1 }) {
-                    count += 1;
-                    room += room_of(chain);
-                    if room >= need { break; }
-                }
-                if room < need {
-                    if !mergeable && count == 1 {
-                        too_long += 1;
-                        continue;
-                    }
-                    break;
-                }
-                let (mut got, mut left) = (Vec::new(), need);
-                for (head, buffers) in offered.drain(..count) {
-                    let here = left.min(buffers.iter().map(|b| b.1 as usize).sum());
-                    prop_assert_eq!(used.next(), Some((head, u32::try_from(here).unwrap())));
-                    got.extend(buffers.iter().flat_map(|b| receiver.read(b.0, b.1 as usize)).take(here));
-                    left -= here;
-                }
-                let mut whole = PLAIN.to_vec();
-                whole[10] = u8::try_from(count).unwrap();
-                whole.extend(frame);
-                prop_assert!(got == whole, "a frame of {} bytes differs", frame.len());
-                delivered += 1;
-                bytes += frame.len() as u64;
-            }
-            prop_assert_eq!(burst, GuestRxBurst { delivered, bytes, too_long });
-            prop_assert_eq!(used.next(), None);
+            prop_assert_eq!(burst, received(&mut receiver, &mut offered, &expected)?);
             prop_assert_eq!(to.has_available(), !offered.is_empty());
         }
     }
