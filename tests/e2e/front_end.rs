@@ -11,7 +11,7 @@ use vnic_tests::lag::Distribution;
 use vnic_tests::process::wait_for;
 use vnic_tests::scene::{PATIENCE, guest_mac, guest_mac_bytes};
 use vnic_tests::sys::PacketSocket;
-use vnic_tests::traffic::raw::Capture;
+use vnic_tests::traffic::raw::{self, Capture};
 use vnic_tests::vm_host::{ADDRESSES, Echo, GUEST_MAC};
 
 /// Frames of an exchange: every size, four times.
@@ -57,12 +57,9 @@ const ANNOUNCED: [(&str, &str, &[u16]); 3] = [
 
 /// The guest that a RARP frame announces, and its VLAN; `None` for another frame.
 fn announced(frame: &[u8]) -> Option<(usize, u16)> {
-    let guest = (0..ANNOUNCED.len()).find(|guest| frame[6..12] == guest_mac_bytes(*guest))?;
-    let (vlan, kind) = match frame[12..14] == [0x81, 0] {
-        true => (u16::from_be_bytes([frame[14], frame[15]]), &frame[16..18]),
-        false => (0, &frame[12..14]),
-    };
-    (frame[..6] == [0xff; 6] && kind == [0x80, 0x35]).then_some((guest, vlan))
+    let (mac, vlan) = raw::announced(frame)?;
+    let guest = (0..ANNOUNCED.len()).find(|guest| mac == guest_mac_bytes(*guest))?;
+    Some((guest, vlan))
 }
 
 #[test]
@@ -112,7 +109,9 @@ fn a_front_end_has_its_own_guest_announced_and_no_other() -> Result<()> {
     }
 
     // Neither another's guest nor anybody's, also where an address was learned.
-    let capture = fabric.peer.run(|| Ok(Capture::start(PEER_INTERFACE, 0x8035)?))?;
+    let capture = fabric
+        .peer
+        .run(|| Ok(Capture::start(PEER_INTERFACE, raw::RARP)?))?;
     for (guest, link) in links.iter_mut().enumerate() {
         for mac in [guest_mac_bytes((guest + 1) % 3), [0; 6], [0xff; 6]] {
             assert!(!link.send_rarp(mac)?, "{guest} {mac:02x?}");
