@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkId, Throughput, criterion_group, criterion_main};
 use nix::time::{ClockId, clock_gettime};
+use prefetch_index::prefetch_index;
 use vnic_benches::{tcp_frame, udp_frame};
 use vnic_lb::balancer::{Balancer, BalancerConfig, Burst};
 use vnic_lb::key::SessionKey;
@@ -183,6 +184,36 @@ fn lookups(criterion: &mut Criterion) {
             });
         }
     }
+    group.finish();
+}
+
+/// A cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(u64);
+
+/// The least that memory lets a lookup cost: cache lines all over as much memory as the table has, each batch asked for before the
+/// first of it is read. A hit needs two lines, a miss one or two.
+fn lines(criterion: &mut Criterion) {
+    let bytes = SessionTable::new(CAPACITY, 1, &Timeouts::default()).memory_bytes();
+    let lines: Vec<Line> = (0..).map(Line).take(bytes / size_of::<Line>()).collect();
+    let mut state = 1_u64;
+    let mut anywhere = || {
+        // Knuth's multiplier for linear congruential generators; its upper half is good enough to choose by.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        usize::try_from(((state >> 32) * lines.len() as u64) >> 32).unwrap_or(0)
+    };
+    let mut group = criterion.benchmark_group("lookup");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    group.bench_function("lines of as much memory", |bencher| {
+        bencher.iter(|| {
+            let batch: [usize; BATCH] = std::array::from_fn(|_| anywhere());
+            for at in batch {
+                prefetch_index(&lines, at);
+            }
+            batch.iter().fold(0, |sum, &at| sum ^ lines[at].0)
+        });
+    });
     group.finish();
 }
 
@@ -431,6 +462,6 @@ fn pauses(mut call: impl FnMut() -> bool) -> Vec<Duration> {
 criterion_group! {
     name = benches;
     config = criterion::Criterion::default().with_measurement(ThreadTime);
-    targets = parsing, lookups, steering, opening, flood, storm, failover
+    targets = parsing, lookups, lines, steering, opening, flood, storm, failover
 }
 criterion_main!(benches);

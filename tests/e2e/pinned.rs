@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use vnic_tests::daemon::{Daemon, DaemonOptions, port_socket};
+use vnic_tests::daemon::{Daemon, DaemonOptions};
 use vnic_tests::fabric::{PEER_INTERFACE, PEER_IPV4, PEER_IPV6};
+use vnic_tests::frontend::Device;
 use vnic_tests::lock::MachineLock;
 use vnic_tests::process::{Process, wait_for};
 use vnic_tests::qemu::{Guest, GuestOptions, Vnic, endpoint, ping_from, prepare};
@@ -19,11 +21,24 @@ use vnic_tests::traffic::raw::{self, Capture};
 use vnic_tests::traffic::sessions::{SessionGroup, SessionPlan};
 
 const ARP: u16 = 0x0806;
-const RARP: u16 = 0x8035;
 const TAGGED: u16 = 0x8100;
 
 fn wait<T>(what: &str, ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     wait_for(what, PATIENCE, Duration::from_millis(50), ready)
+}
+
+/// A guest with a vNIC on each of these ports.
+fn boot(folder: &Path, daemon: &Daemon, ports: &[&str]) -> Result<Guest> {
+    let vnic = |(index, port): (usize, &&str)| Vnic {
+        packed: false,
+        socket: daemon.socket(port),
+        mac: guest_mac(index),
+        queues: 1,
+    };
+    let vnics = ports.iter().enumerate().map(vnic).collect();
+    Guest::launch(folder, &GuestOptions::new("guest", vnics))?
+        .booted(1)
+        .with_context(|| daemon.log_tail(30))
 }
 
 /// The guest's station, as vnicd reports it.
@@ -102,15 +117,7 @@ fn switches_are_told_where_a_silent_guest_is() -> Result<()> {
     let mut options = DaemonOptions::new(&[("p0", &mac)], &switches.nics(), 1);
     options.topology = "pinned";
     let daemon = Daemon::start(&switches.host, folder.path(), &options)?;
-    let vnic = Vnic {
-        packed: false,
-        socket: port_socket(folder.path(), "p0"),
-        mac: mac.clone(),
-        queues: 1,
-    };
-    let mut guest = Guest::launch(folder.path(), &GuestOptions::new("g0", vec![vnic]))?
-        .booted(1)
-        .with_context(|| daemon.log_tail(30))?;
+    let mut guest = boot(folder.path(), &daemon, &["p0"])?;
     let (ipv4, ipv6) = (guest_ipv4(0), guest_ipv6(0));
     guest.configure("eth0", &[&format!("{ipv4}/24"), &format!("{ipv6}/64")])?;
     assert_eq!(guest.ping(PEER_IPV4, 3, 1400)?, 3);
@@ -250,12 +257,9 @@ fn tagged(mut frame: Vec<u8>, vlan: u16) -> Vec<u8> {
 
 /// Which of the guest's stations a RARP frame announces.
 fn announced(frame: &[u8]) -> Option<Named> {
-    let vnic = (0..VNICS.len()).find(|vnic| frame[6..12] == guest_mac_bytes(*vnic))?;
-    let (vlan, kind) = match frame[12..14] == TAGGED.to_be_bytes() {
-        true => (u16::from_be_bytes([frame[14], frame[15]]), &frame[16..18]),
-        false => (0, &frame[12..14]),
-    };
-    (kind == RARP.to_be_bytes()).then_some((vnic, vlan))
+    let (mac, vlan) = raw::announced(frame)?;
+    let vnic = (0..VNICS.len()).find(|vnic| mac == guest_mac_bytes(*vnic))?;
+    Some((vnic, vlan))
 }
 
 #[test]
@@ -274,16 +278,7 @@ fn each_address_in_each_vlan_is_balanced_and_announced_for_itself() -> Result<()
         port.mac = Some(guest_mac(index)).filter(|_| !vlans.is_empty());
     }
     let daemon = Daemon::start(&switches.host, folder.path(), &options)?;
-    let vnic = |(index, (name, ..)): (usize, (&str, &str, &[u16]))| Vnic {
-        packed: false,
-        socket: port_socket(folder.path(), name),
-        mac: guest_mac(index),
-        queues: 1,
-    };
-    let vnics = VNICS.into_iter().enumerate().map(vnic).collect();
-    let mut guest = Guest::launch(folder.path(), &GuestOptions::new("g", vnics))?
-        .booted(1)
-        .with_context(|| daemon.log_tail(30))?;
+    let mut guest = boot(folder.path(), &daemon, &VNICS.map(|(name, ..)| name))?;
     // Nothing but this test's frames.
     let quiet = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6";
     guest.run(&["sh", "-c", quiet], Duration::from_secs(20))?;
@@ -311,25 +306,43 @@ fn each_address_in_each_vlan_is_balanced_and_announced_for_itself() -> Result<()
     let all: BTreeSet<Named> = one.union(&other).copied().collect();
     assert_eq!(all, BTreeSet::from([(0, 7), (1, 0), (2, 11), (2, 12)]));
 
-    // Those of a lost NIC are announced, and no others.
     silence(&daemon)?;
-    guest.process().signal(Signal::SIGSTOP)?;
     let capture = |kind| {
         switches
             .peer
             .run(move || Ok(Capture::start(PEER_INTERFACE, kind)?))
     };
-    let captures = [capture(RARP)?, capture(TAGGED)?];
-    switches.set_port(0, "down")?;
-    let mut heard = BTreeSet::new();
-    wait("the announcements", || {
-        for capture in &captures {
-            let frames = capture.collect(100, Duration::from_millis(100))?;
-            heard.extend(frames.iter().filter_map(|frame| announced(frame)));
-        }
-        Ok(heard.is_superset(&one).then_some(()))
+    let announced_after = |event: &dyn Fn() -> Result<()>, all: &BTreeSet<Named>| -> Result<()> {
+        let captures = [capture(raw::RARP)?, capture(TAGGED)?];
+        event()?;
+        let mut heard = BTreeSet::new();
+        wait("the announcements", || {
+            for capture in &captures {
+                let frames = capture.collect(100, Duration::from_millis(100))?;
+                heard.extend(frames.iter().filter_map(|frame| announced(frame)));
+            }
+            Ok(heard.is_superset(all).then_some(()))
+        })?;
+        assert_eq!(heard, *all);
+        Ok(())
+    };
+
+    // QEMU has the guest announced, as after a migration.
+    announced_after(&|| guest.announce(), &all)?;
+    let stats = daemon.query("stats")?;
+    for port in 0..VNICS.len() {
+        let rarp = &stats["ports"][port]["rarp"];
+        assert!(rarp["sent"].as_u64() > Some(0) && rarp["refused"] == 0, "{rarp}");
+    }
+
+    // Those of a lost NIC are announced, and no others.
+    guest.process().signal(Signal::SIGSTOP)?;
+    // What QEMU has asked for is over.
+    wait("silence", || {
+        let heard = capture(raw::RARP)?.collect(1, Duration::from_millis(500))?;
+        Ok(heard.is_empty().then_some(()))
     })?;
-    assert_eq!(heard, one);
+    announced_after(&|| switches.set_port(0, "down"), &one)?;
     assert_eq!(stations(&daemon)?, [BTreeSet::new(), all.clone()]);
 
     // A NIC that is taken away hands its stations over.
@@ -339,5 +352,53 @@ fn each_address_in_each_vlan_is_balanced_and_announced_for_itself() -> Result<()
     assert!(removed.contains("4 stations go on by the others"), "{removed}");
     assert_eq!(stations(&daemon)?, [all, BTreeSet::new()]);
     guest.process().signal(Signal::SIGCONT)?;
+    Ok(())
+}
+
+/// A NIC whose switch has lost the rest of the network; its link stays up, so only probes find out. The guest says nothing at all.
+#[test]
+fn a_switch_that_leads_nowhere_is_found_by_probes_and_its_station_moves() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let switches = Switches::new()?;
+    let mac = guest_mac(0);
+    let nics: Vec<String> = switches
+        .nics()
+        .iter()
+        .map(|nic| format!("{nic},probe={PEER_IPV4}"))
+        .collect();
+    let mut options = DaemonOptions::new(&[("p0", &mac)], &nics, 1);
+    options.topology = "pinned";
+    let daemon = Daemon::start(&switches.host, folder.path(), &options)?;
+    let _guest = Device::connect(&daemon.socket("p0"), 1)?;
+    wait("the guest's station", || Ok(station(&daemon).ok()))?;
+    let first = home(&daemon)?;
+    let second = 1 - first;
+    wait_learned(&switches, first, "at first")?;
+    wait("answers to both NICs", || {
+        let answered = |nic: usize| -> Result<bool> {
+            let report = daemon.nic(&format!("up{nic}"))?;
+            Ok(report["probe"]["answered"].as_u64() >= Some(3) && report["alive"] == true)
+        };
+        Ok((answered(0)? && answered(1)?).then_some(()))
+    })?;
+
+    switches.set_uplink(first, "down")?;
+    wait_alive(&daemon, first, false)?;
+    let lost = daemon.nic(&format!("up{first}"))?;
+    assert_eq!(lost["carrier"], true, "{lost}");
+    wait_learned(&switches, second, "when its switch leads nowhere")?;
+    assert_eq!(home(&daemon)?, second);
+
+    switches.set_uplink(first, "up")?;
+    wait_alive(&daemon, first, true)?;
+    assert_eq!(home(&daemon)?, second, "a NIC that returns takes nobody away");
+    let events = daemon.vnic(&["events"])?;
+    for part in [
+        "probes in a row were not answered",
+        "probes are answered again",
+        &format!("up{second}  moved: mac {mac} of port p0 from up{first}"),
+    ] {
+        assert!(events.contains(part), "{part} in\n{events}");
+    }
     Ok(())
 }

@@ -88,4 +88,13 @@ impl Switches {
         let port = format!("sw{nic}");
         self.switches.ip(&["link", "set", &port, state]).map(drop)
     }
+
+    /// Cuts a NIC's switch off from all others, or mends that; the NIC's link stays up.
+    ///
+    /// # Errors
+    /// With what `ip` said.
+    pub fn set_uplink(&self, nic: usize, state: &str) -> Result<()> {
+        let port = format!("to-core{nic}");
+        self.switches.ip(&["link", "set", &port, state]).map(drop)
+    }
 }

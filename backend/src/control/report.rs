@@ -1,10 +1,23 @@
 //! What the daemon reports. Counters count from the daemon's start and never go back; `bytes` are those of Ethernet frames
 //! without virtio header and FCS. "Guest TX" is what guests send, "guest RX" what they receive.
 
+mod changes;
+mod stats;
+mod status;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+pub use self::changes::{
+    AlgorithmReport, NicAddedReport, NicProbeReport, NicSessionsReport, NicWeightReport,
+};
+pub use self::stats::{
+    BalancerReport, FrameMemoryReport, NicQueueStats, NicStats, PortStats, QueuePairStats, RarpStats,
+    StatsReport, WorkerStats,
+};
+pub use self::status::{NicSummary, PinnedReport, PortSummary, StationReport, StatusReport, WorkerSummary};
 
 /// Dropped frames by reason; a reason that never happened may be left out.
 pub type Drops = BTreeMap<String, u64>;
@@ -16,72 +29,6 @@ pub struct Traffic {
     pub frames: u64,
     /// Bytes.
     pub bytes: u64,
-}
-
-/// Answer to `status`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StatusReport {
-    /// The daemon's version.
-    pub version: String,
-    /// Its process id.
-    pub pid: u32,
-    /// Seconds since its start.
-    pub uptime_s: u64,
-    /// What the NICs are plugged into; `null` if nothing was said.
-    pub topology: Option<String>,
-    /// Load-balancing algorithm.
-    pub lb: String,
-    /// `busy` or `adaptive`.
-    pub poll: String,
-    /// Datapath threads.
-    pub workers: Vec<WorkerSummary>,
-    /// Sessions in the table.
-    pub sessions: u64,
-    /// Most sessions that fit.
-    pub session_capacity: u64,
-    /// Topology `pinned`; `null` in another one.
-    #[serde(default)]
-    pub pinned: Option<PinnedReport>,
-    /// Ports in the order of the configuration.
-    pub ports: Vec<PortSummary>,
-    /// NICs in the order of the configuration.
-    pub nics: Vec<NicSummary>,
-}
-
-/// Topology `pinned` in [`StatusReport`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PinnedReport {
-    /// Guests' addresses, each in one VLAN, that have a NIC.
-    pub stations: u64,
-    /// The most that there can be.
-    pub capacity: u64,
-    /// Id of the NIC from which broadcast and multicast are taken; `null`: none is alive.
-    pub designated: Option<String>,
-    /// Frames that announced where stations are.
-    pub announced: u64,
-    /// Those for which the NIC had no room; they are repeated as if they had been sent.
-    pub unsent: u64,
-    /// The first stations.
-    pub listed: Vec<StationReport>,
-}
-
-/// A station in [`PinnedReport`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StationReport {
-    /// The guest's MAC address.
-    pub mac: String,
-    /// The VLAN of the tag that its frames have on the wire; 0: none.
-    pub vlan: u16,
-    /// The port.
-    pub port: Option<String>,
-    /// Id of its NIC.
-    pub nic: String,
-    /// Milliseconds since it is that one's.
-    pub since_ms: u64,
-    /// Id of the NIC before, if there was one.
-    pub from: Option<String>,
-    /// IP addresses that the guest was seen to have.
-    pub addresses: Vec<String>,
 }
 
 /// What is counted of NICs.
@@ -102,35 +49,6 @@ impl fmt::Display for Counted {
             Counted::Stations => "stations",
         })
     }
-}
-
-/// A worker in [`StatusReport`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WorkerSummary {
-    /// Number of the worker, from 0.
-    pub index: usize,
-    /// CPU that it is pinned to; `null`: not pinned.
-    pub cpu: Option<usize>,
-}
-
-/// A port in [`StatusReport`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PortSummary {
-    /// Its name.
-    pub name: String,
-    /// How far its front-end is.
-    pub state: PortState,
-}
-
-/// A NIC in [`StatusReport`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NicSummary {
-    /// Its stable id.
-    pub id: String,
-    /// The interface.
-    pub ifname: String,
-    /// Whether sessions are sent by it.
-    pub alive: bool,
 }
 
 /// How far a port's front-end is.
@@ -155,171 +73,6 @@ impl PortState {
             PortState::Running => "running",
         }
     }
-}
-
-/// Answer to `stats`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StatsReport {
-    /// Milliseconds since the daemon's start, for rates between two reports.
-    pub uptime_ms: u64,
-    /// Per port.
-    pub ports: Vec<PortStats>,
-    /// Per NIC.
-    pub nics: Vec<NicStats>,
-    /// Per worker.
-    pub workers: Vec<WorkerStats>,
-    /// Sessions.
-    pub balancer: BalancerReport,
-    /// Chunks of frame memory by state.
-    pub frame_memory: FrameMemoryReport,
-}
-
-/// A port in [`StatsReport`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PortStats {
-    /// Its name.
-    pub name: String,
-    /// Frames that the guest sent, dropped ones not counted.
-    pub guest_tx: Traffic,
-    /// Frames that the guest received.
-    pub guest_rx: Traffic,
-    /// Frames from or to this guest that were dropped, by reason.
-    pub drops: Drops,
-    /// Times that the guest's driver broke a ring.
-    #[serde(default)]
-    pub broken_rings: u64,
-    /// Per queue pair.
-    pub queue_pairs: Vec<QueuePairStats>,
-}
-
-/// A queue pair in [`PortStats`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct QueuePairStats {
-    /// Number of the pair, from 0.
-    pub index: usize,
-    /// Frames that the guest sent by it.
-    pub guest_tx: Traffic,
-    /// Frames that the guest received by it.
-    pub guest_rx: Traffic,
-    /// Notifications (interrupts) sent to the guest.
-    pub notifications: u64,
-}
-
-/// A NIC in [`StatsReport`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NicStats {
-    /// Its stable id.
-    pub id: String,
-    /// The interface.
-    pub ifname: String,
-    /// Frames received for the guests, copies of group frames not counted.
-    pub rx: Traffic,
-    /// Frames put on the transmit ring.
-    pub tx: Traffic,
-    /// Copies of broadcast and multicast frames, taken beside the host.
-    pub group_copies: Traffic,
-    /// Frames in flight when it was lost, of which copies left by other NICs.
-    #[serde(default)]
-    pub redriven: u64,
-    /// Frames that the XDP program sent to vnicd.
-    pub xdp_redirected: u64,
-    /// Frames that the XDP program left to the host.
-    pub xdp_passed: u64,
-    /// Frames to or from this NIC that were dropped, by reason.
-    pub drops: Drops,
-    /// Per queue.
-    pub queues: Vec<NicQueueStats>,
-}
-
-/// A queue in [`NicStats`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NicQueueStats {
-    /// Number of the queue, from 0.
-    pub index: usize,
-    /// Frames received.
-    pub rx: Traffic,
-    /// Frames put on the transmit ring.
-    pub tx: Traffic,
-    /// Frames that the kernel dropped for want of ring space or chunks.
-    pub kernel_dropped: u64,
-    /// Descriptors that the kernel called invalid.
-    pub kernel_invalid: u64,
-    /// System calls made to wake the kernel.
-    pub kicks: u64,
-    /// Of those, how many the kernel answered with an error.
-    pub kick_errors: u64,
-}
-
-/// A worker in [`StatsReport`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WorkerStats {
-    /// Number of the worker, from 0.
-    pub index: usize,
-    /// CPU that it is pinned to; `null`: not pinned.
-    pub cpu: Option<usize>,
-    /// Turns of its loop.
-    pub turns: u64,
-    /// Turns that moved at least one frame.
-    pub busy_turns: u64,
-    /// Times it slept.
-    pub sleeps: u64,
-    /// Frames left to another worker because that one held the ring.
-    pub handoffs: u64,
-    /// Times a ring was held by another worker.
-    pub contention: u64,
-}
-
-/// Sessions in [`StatsReport`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BalancerReport {
-    /// Sessions in the table.
-    pub sessions: u64,
-    /// Most sessions that fit.
-    pub capacity: u64,
-    /// Sessions ever created.
-    pub created: u64,
-    /// Sessions that timed out.
-    pub expired: u64,
-    /// Sessions moved because their NIC was not alive.
-    pub repinned: u64,
-    /// Sessions that `adaptive` moved to even out the NICs.
-    #[serde(default)]
-    pub moved: u64,
-    /// Frames forwarded without a session because there was no room for one.
-    pub table_full: u64,
-    /// TCP sessions before the end of their handshake, now; part of `sessions`.
-    #[serde(default)]
-    pub half_open: u64,
-    /// Fragmented datagrams whose NIC is remembered, now; not part of `sessions`.
-    #[serde(default)]
-    pub fragments: u64,
-    /// Frames forwarded without a session because of the cap on half-open ones.
-    #[serde(default)]
-    pub half_open_full: u64,
-    /// Frames of TCP in mid-stream forwarded without a session because half the table is sessions of which one end was heard.
-    #[serde(default)]
-    pub one_way_full: u64,
-    /// Frames forwarded without a session because of the cap on new ones in a second.
-    #[serde(default)]
-    pub new_capped: u64,
-    /// First fragments that left no word for the later ones because of the cap on fragments.
-    #[serde(default)]
-    pub fragments_full: u64,
-}
-
-/// Frame memory in [`StatsReport`]: chunks of 4096 bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FrameMemoryReport {
-    /// Free.
-    pub free: u32,
-    /// In frames that workers hold.
-    pub held: u32,
-    /// On fill rings.
-    pub fill: u32,
-    /// On transmit rings.
-    pub tx: u32,
-    /// Of retired sockets.
-    pub quarantined: u32,
 }
 
 /// Answer to `sessions`.
@@ -505,62 +258,6 @@ pub struct EventReport {
     pub kind: String,
     /// Why, or what exactly.
     pub cause: String,
-}
-
-/// Answer to `lb_set`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AlgorithmReport {
-    /// What places new sessions now.
-    pub algorithm: String,
-    /// What did before.
-    pub before: String,
-}
-
-/// Answer to `nic_add`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NicAddedReport {
-    /// Its stable id.
-    pub id: String,
-    /// The interface.
-    pub ifname: String,
-    /// Queues driven.
-    pub queues: u32,
-    /// Whether all its sockets are bound without copying.
-    pub zero_copy: bool,
-}
-
-/// Answer to `nic_remove`, `nic_drain` and `nic_undrain`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NicSessionsReport {
-    /// Its stable id.
-    pub id: String,
-    /// Sessions (or stations) pinned to it; for one that was removed, those that go on by the others.
-    pub sessions: u64,
-    /// Which of the two.
-    #[serde(default)]
-    pub counted: Counted,
-}
-
-/// Answer to `nic_set`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NicWeightReport {
-    /// Its stable id.
-    pub id: String,
-    /// Relative share of new sessions that is in force.
-    pub weight: u32,
-    /// The one before.
-    pub before: u32,
-}
-
-/// Answer to `nic_probe`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NicProbeReport {
-    /// Its stable id.
-    pub id: String,
-    /// Who is asked; `null`: nobody.
-    pub probe: Option<String>,
-    /// Who was asked before.
-    pub before: Option<String>,
 }
 
 /// Answer to `explain`.

@@ -248,17 +248,13 @@ impl NicRuntime {
         told
     }
 
-    /// Counts the interface's receive queues again.
-    pub(super) fn check_queues(&mut self) {
-        if self.drive.is_none() {
-            return;
-        }
-        let Some(now) = channels::rx_queues(&self.interface.name) else {
-            return;
-        };
+    /// Counts the interface's receive queues again; returns what has changed in words.
+    pub(super) fn check_queues(&mut self) -> Option<String> {
+        self.drive.as_ref()?;
+        let now = channels::rx_queues(&self.interface.name)?;
         let before = std::mem::replace(&mut self.interface.rx_queues, now);
         if now == before {
-            return;
+            return None;
         }
         let cause = format!("receive queues changed from {before} to {now}");
         let nic = &self.config.id;
@@ -266,7 +262,8 @@ impl NicRuntime {
             Some(concern) => warn!(nic, "{cause}: {concern}"),
             None => info!(nic, "{cause}"),
         }
-        self.note(cause);
+        self.note(cause.clone());
+        Some(cause)
     }
 
     /// What is wrong with it now, and what to do.

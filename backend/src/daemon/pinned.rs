@@ -6,13 +6,14 @@ use std::time::Instant;
 
 use tracing::{info, warn};
 use vnic_dataplane::fabric::VlanMode;
-use vnic_dataplane::neighbour::announce;
+use vnic_dataplane::neighbour::announce::{self, Announcement};
 use vnic_dataplane::neighbour::snoop::Snooped;
 use vnic_lb::nics::NicIndex;
 use vnic_lb::pinned::{MAX_STATIONS, Move, Pin, Station, Stations};
 
 use super::Daemon;
 use super::announcer::Announcer;
+use super::nic::NicRuntime;
 use super::port::PortRuntime;
 use super::uplinks::Done;
 use crate::control::protocol::{CallError, ErrorCode, Reply};
@@ -217,31 +218,51 @@ impl Daemon {
 
     /// Sends the announcements that are due; returns when to come back.
     pub(super) fn announce(&mut self) -> Option<Instant> {
-        let pinning = self.pinned.as_mut()?;
-        let alive = self.balancer.alive();
-        let mut handed_over = false;
-        for (station, told) in pinning.announcer.due(Instant::now()) {
-            let pin = pinning.stations.view().pin(station).copied();
-            let Some(pin) = pin.filter(|pin| alive.contains(pin.nic)) else {
-                continue;
-            };
-            let Some(nic) = self.nics.iter().rev().find(|nic| nic.index() == pin.nic) else {
-                continue;
-            };
-            let view = nic.view();
+        let due = self.pinned.as_mut()?.announcer.due(Instant::now());
+        let (mut announced, mut unsent) = (0, 0);
+        for (station, told) in due {
             for one in told {
-                let frame = announce::frame(station, one);
-                match view.hand_over(&mut self.chunks, &frame) {
-                    true => pinning.announced += 1,
-                    false => pinning.unsent += 1,
-                }
-                handed_over = true;
+                let Some(sent) = self.announce_by_nic(station, one) else {
+                    break;
+                };
+                (announced, unsent) = (announced + u64::from(sent), unsent + u64::from(!sent));
             }
         }
-        if handed_over {
+        if announced + unsent > 0 {
             self.engine.wake();
         }
+        let pinning = self.pinned.as_mut()?;
+        pinning.announced += announced;
+        pinning.unsent += unsent;
         pinning.announcer.next()
+    }
+
+    /// Hands a frame that tells of a station to the workers, for the NIC that the station is behind; the caller wakes them. Whether
+    /// it had room, or `None`: there is no such NIC that is alive.
+    pub(super) fn announce_by_nic(&mut self, station: Station, told: Announcement) -> Option<bool> {
+        let alive = self.balancer.alive();
+        let index = match &self.pinned {
+            Some(pinning) => pinning.stations.view().pin(station)?.nic,
+            // Any link of an aggregate will do.
+            None => {
+                let all = self.nics.iter().map(NicRuntime::index);
+                all.filter(|index| alive.contains(*index)).min()?
+            }
+        };
+        let mut newest_first = self.nics.iter().rev();
+        let nic = newest_first.find(|nic| nic.index() == index && alive.contains(index))?;
+        let view = nic.view();
+        Some(view.hand_over(&mut self.chunks, &announce::frame(station, told)))
+    }
+
+    /// The first VLAN from `from` on in which the guest of a port has a station.
+    pub(super) fn station_vlan(&self, at: usize, from: u16) -> Option<u16> {
+        let stations = &self.pinned.as_ref()?.ports.get(at)?.stations;
+        stations
+            .iter()
+            .map(|station| station.vlan)
+            .filter(|vlan| *vlan >= from)
+            .min()
     }
 
     /// Takes what the workers have snooped. What is new is examined off the loop: the kernel may take its time to list the

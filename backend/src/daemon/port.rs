@@ -15,8 +15,9 @@ use vnic_lb::mac::Mac;
 use super::cursors::Cursors;
 use super::events::Interest;
 use super::log_budget::LogBudget;
+use crate::control::report::RarpStats;
 use crate::host::socket::BoundListener;
-use crate::vhost::{Connection, Device, Fault, Pending, Step};
+use crate::vhost::{Code, Connection, Device, Fault, Pending, Reply, Step};
 
 /// Where a front-end comes in.
 pub(super) enum Entrance {
@@ -92,6 +93,9 @@ pub(super) struct PortRuntime {
     log: LogBudget,
     /// Times that the guest's driver broke a ring.
     broken_rings: u64,
+    /// The front-end has asked to have the guest announced under this address.
+    rarp: Option<Mac>,
+    pub(super) rarp_stats: RarpStats,
 }
 
 impl PortRuntime {
@@ -119,6 +123,8 @@ impl PortRuntime {
             accept_paused: false,
             log: LogBudget::new(Instant::now()),
             broken_rings: 0,
+            rarp: None,
+            rarp_stats: RarpStats::default(),
         }
     }
 
@@ -286,12 +292,52 @@ impl PortRuntime {
                     self.take_back(Then::Complete(pending));
                     publish = true;
                 }
+                Step::Announce { mac, acknowledge } => self.send_rarp(mac, acknowledge)?,
             }
         }
         Ok(publish)
     }
 
-    fn done(&mut self, reply: Option<crate::vhost::Reply>, changed: bool) -> Result<bool, Fault> {
+    /// The front-end asks to have its guest announced. With an address that is not the guest's nothing is, which does not end the
+    /// connection: front-ends are told of an address by their users, and ports by theirs.
+    fn send_rarp(&mut self, mac: Mac, acknowledge: Option<Code>) -> Result<(), Fault> {
+        let taken = match self.mac {
+            Some((own, _)) => own == mac,
+            None => !mac.is_group() && !mac.is_zero(),
+        };
+        match taken {
+            true => self.rarp = Some(mac),
+            false => self.refuse_rarp(mac),
+        }
+        match (acknowledge, self.connection.as_mut()) {
+            (Some(code), Some(connection)) => connection.send(Reply::number(code, u64::from(!taken))),
+            _ => Ok(()),
+        }
+    }
+
+    /// What the front-end has asked for since the last call.
+    pub(super) fn take_rarp(&mut self) -> Option<Mac> {
+        self.rarp.take()
+    }
+
+    /// Counts and tells that the guest cannot be announced under this address.
+    pub(super) fn refuse_rarp(&mut self, mac: Mac) {
+        self.rarp_stats.refused += 1;
+        let Some(withheld) = self.log.take(Instant::now()) else {
+            return;
+        };
+        let own = self.mac.map_or_else(
+            || "the guest may not have it".to_owned(),
+            |(own, _)| format!("the port's is {own}"),
+        );
+        warn!(
+            port = self.state.name,
+            withheld,
+            "the front-end asks to announce {mac}, which is not done: {own}; give the port (mac=) and the front-end the same"
+        );
+    }
+
+    fn done(&mut self, reply: Option<Reply>, changed: bool) -> Result<bool, Fault> {
         if changed {
             self.start_rings();
         }
@@ -317,6 +363,7 @@ impl PortRuntime {
             }
         }
         self.connection = None;
+        self.rarp = None;
         match &mut self.quiesce {
             // The request that it waited for has lost its meaning.
             Some(quiesce) => quiesce.then = Then::Forget,
@@ -368,7 +415,7 @@ impl PortRuntime {
                 let result = match self.device.complete(pending) {
                     Ok(Step::Done { reply, changed }) => self.done(reply, changed),
                     // `complete` promises not to ask again; if it did, the front-end would hear no answer and hang up.
-                    Ok(Step::Quiesce(_)) => Ok(false),
+                    Ok(Step::Quiesce(_) | Step::Announce { .. }) => Ok(false),
                     Err(fault) => Err(fault),
                 };
                 match result {

@@ -322,6 +322,7 @@ fn port_stats(port: &PortRuntime) -> PortStats {
             .fold(Traffic::default(), add),
         drops: drops(&port.state.counters, |counters| &counters.drops),
         broken_rings: port.broken_rings(),
+        rarp: port.rarp_stats,
         queue_pairs,
     }
 }

@@ -243,6 +243,15 @@ impl Daemon {
         }
     }
 
+    /// Looks at the NICs' numbers of queues, of which no netlink message tells.
+    pub(super) fn check_queues(&mut self) {
+        for nic in &mut self.nics {
+            if let Some(cause) = nic.check_queues() {
+                self.journal.note(Some(nic.id()), "link", cause);
+            }
+        }
+    }
+
     /// Opens, closes and retries what is due; returns when to come back at the latest.
     pub(super) fn turn_uplinks(&mut self) -> Option<Instant> {
         let now = Instant::now();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vnic_dataplane::memory::guest::{GuestMemory, GuestMemoryError, RegionSpec};
 use vnic_dataplane::virtq::RingSpec;
+use vnic_lb::mac::Mac;
 
 use super::fault::{Fault, Refusal};
 use super::features::{self, MAX_MEM_SLOTS};
@@ -75,6 +76,13 @@ pub enum Step {
     /// It changes something that running rings use. Stop this port's rings, hand their positions back with
     /// [`Device::set_base`], then call [`Device::complete`]. Handle no other message before.
     Quiesce(Pending),
+    /// The guest is to be announced (SEND_RARP), if it is this port's: a device knows rings, and not who the guest is.
+    Announce {
+        /// Under this address.
+        mac: Mac,
+        /// The request, if the front-end waits to hear whether it was taken.
+        acknowledge: Option<Code>,
+    },
 }
 
 /// A checked request that waits for the port's rings to stand still. Dropping it forgets the request and closes its fds;
@@ -168,6 +176,12 @@ impl<M: MapMemory> Device<M> {
     pub fn handle(&mut self, message: Message) -> Result<Step, Fault> {
         if let Err(cause) = self.check(&message.request) {
             return self.refuse(&message, cause, false);
+        }
+        if let Request::SendRarp(mac) = message.request {
+            return Ok(Step::Announce {
+                mac,
+                acknowledge: self.acknowledges(&message).then_some(message.code),
+            });
         }
         let quiesced = self.disturbs_running(&message.request);
         let pending = Pending { message, quiesced };
@@ -313,13 +327,14 @@ impl<M: MapMemory> Device<M> {
             | Request::SetVringCall { ring, .. }
             | Request::SetVringErr { ring, .. } => self.vring(ring).map(drop),
             Request::Unsupported => Err(Refusal::NotNegotiated),
-            // GET_QUEUE_NUM may be sent as soon as MQ was seen on offer, which it always is.
+            // GET_QUEUE_NUM may be sent as soon as MQ was seen on offer, which it always is; SEND_RARP likewise.
             Request::GetFeatures
             | Request::GetProtocolFeatures
             | Request::SetOwner
             | Request::ResetOwner
             | Request::GetQueueNum
-            | Request::SetMemTable(_) => Ok(()),
+            | Request::SetMemTable(_)
+            | Request::SendRarp(_) => Ok(()),
         }
     }
 
@@ -371,8 +386,8 @@ impl<M: MapMemory> Device<M> {
             }
             Request::GetMaxMemSlots => return number(u64::try_from(MAX_MEM_SLOTS).unwrap_or(u64::MAX)),
             // Ignored: owners need no bookkeeping on a socket, and RESET_OWNER is deprecated because back-ends read
-            // different things into it.
-            Request::SetOwner | Request::ResetOwner => {
+            // different things into it. SEND_RARP changes nothing here.
+            Request::SetOwner | Request::ResetOwner | Request::SendRarp(_) => {
                 return Ok(Applied {
                     answer: None,
                     touched: false,

@@ -37,6 +37,7 @@ pub const OFFERED: u64 =
 /// there is nothing in the space yet that a front-end would not know better. Offering it later is allowed, taking it back
 /// is not.
 pub const OFFERED_PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+    .union(VhostUserProtocolFeatures::RARP)
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
 

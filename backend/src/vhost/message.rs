@@ -14,6 +14,7 @@ use vhost::vhost_user::message::{
 use vm_memory::ByteValued;
 use vmm_sys_util::eventfd::EventFd;
 use vnic_dataplane::memory::guest::RegionSpec;
+use vnic_lb::mac::Mac;
 
 use super::eventfd;
 use super::fault::Fault;
@@ -147,7 +148,7 @@ fn shape(code: Code) -> (RangeInclusive<usize>, RangeInclusive<usize>) {
             | R::SET_OWNER
             | R::RESET_OWNER,
         ) => (exactly(0), exactly(0)),
-        Some(R::SET_FEATURES | R::SET_PROTOCOL_FEATURES) => (exactly(8), exactly(0)),
+        Some(R::SET_FEATURES | R::SET_PROTOCOL_FEATURES | R::SEND_RARP) => (exactly(8), exactly(0)),
         Some(R::SET_VRING_KICK | R::SET_VRING_CALL | R::SET_VRING_ERR) => (exactly(8), 0..=1),
         Some(R::SET_VRING_NUM | R::SET_VRING_BASE | R::GET_VRING_BASE | R::SET_VRING_ENABLE) => {
             (exactly(size_of::<VhostUserVringState>()), exactly(0))
@@ -230,6 +231,8 @@ pub enum Request {
         ring: u32,
         value: u32,
     },
+    /// Announce the guest with this address.
+    SendRarp(Mac),
     /// Any request whose feature is not offered; payload and fds were dropped.
     Unsupported,
 }
@@ -336,6 +339,11 @@ fn request(code: Code, payload: &[u8], fds: Vec<OwnedFd>) -> Result<Request, Fau
         R::SET_VRING_ENABLE => {
             let (ring, value) = vring_state(code, payload)?;
             Request::SetVringEnable { ring, value }
+        }
+        R::SEND_RARP => {
+            // The address is in the first six bytes of the number as it lies in memory.
+            let [mac @ .., _, _] = number(code, payload)?.to_ne_bytes();
+            Request::SendRarp(Mac(mac))
         }
         _ => Request::Unsupported,
     })

@@ -31,5 +31,5 @@ pub mod vring;
 pub use connection::Connection;
 pub use device::{Device, DeviceConfig, MapMemory, Pending, QueueNum, Step};
 pub use fault::{Fault, Refusal};
-pub use message::{Message, Reply};
+pub use message::{Code, Message, Reply};
 pub use vring::{RingAddrs, RingView};

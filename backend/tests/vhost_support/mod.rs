@@ -7,7 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
-use vnic_backend::vhost::{Connection, Device, DeviceConfig, Fault, MapMemory, QueueNum, RingView, Step};
+use vnic_backend::vhost::{
+    Connection, Device, DeviceConfig, Fault, MapMemory, QueueNum, Reply, RingView, Step,
+};
 use vnic_dataplane::memory::guest::{GuestMemoryError, RegionSpec};
 
 /// Maps nothing, and counts how many regions it was asked to.
@@ -73,7 +75,14 @@ impl Port {
                 Step::Done {
                     reply: Some(reply), ..
                 } => self.connection.send(reply)?,
-                Step::Done { reply: None, .. } => {}
+                Step::Done { reply: None, .. }
+                | Step::Announce {
+                    acknowledge: None, ..
+                } => {}
+                Step::Announce {
+                    acknowledge: Some(code),
+                    ..
+                } => self.connection.send(Reply::number(code, 0))?,
                 Step::Quiesce(_) => panic!("complete() asks for another quiesce"),
             }
         }

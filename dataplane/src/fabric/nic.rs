@@ -247,6 +247,10 @@ impl Nic {
 
     /// Leaves a frame for the workers to send by the first queue; [`crate::engine::Engine::wake`] has them look. `false`: the NIC has
     /// no sockets, or there is no room.
+    ///
+    /// For frames that may come a moment later, and many at once, from a thread that is as ordinary as any: it never holds the ring, which
+    /// workers would find held for as long as it is kept from running, and one wake-up sends them all, where
+    /// [`crate::probe::Injector`] has a system call for each.
     pub fn hand_over(&self, chunks: &mut ChunkCache, bytes: &[u8]) -> bool {
         let Some(queue) = self.queues.first() else {
             return false;

@@ -41,6 +41,12 @@ impl VlanSet {
             .get(usize::from(id / 64))
             .is_some_and(|word| word >> (id % 64) & 1 == 1)
     }
+
+    /// The lowest id in the set that is not lower than `from`.
+    #[must_use]
+    pub fn first_from(&self, from: u16) -> Option<u16> {
+        (from..=MAX_VLAN).find(|id| self.contains(*id))
+    }
 }
 
 impl fmt::Display for VlanSet {
@@ -263,5 +269,10 @@ mod tests {
         assert_eq!(shown(&[30, 10, 11, 12, 20, 4094]), "10-12+20+30+4094");
         assert_eq!(VlanSet::new(1..=MAX_VLAN).to_string(), "1-4094");
         assert!(!VlanSet::new(0..=u16::MAX).contains(u16::MAX));
+        let set = VlanSet::new([10, 4094]);
+        assert_eq!(
+            [0, 10, 11, 4095].map(|from| set.first_from(from)),
+            [Some(10), Some(10), Some(4094), None]
+        );
     }
 }

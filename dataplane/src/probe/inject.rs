@@ -6,6 +6,11 @@ use crate::fabric::{Nic, Stock};
 use crate::memory::frames::{ChunkCache, Frame, FrameMemory};
 
 /// Sends frames that no guest sent. Takes the queue as a worker does: if one holds it, the frame is left to it.
+///
+/// Probes do not go by [`Nic::hand_over`], for they are to tell of a NIC and not of the workers. How long a worker takes to wake, or to be
+/// given a CPU, would count as the link's round trip, up to a loss; a ring without room would too, since it is found by the worker alone; and
+/// every probe, a thousand a second while frames move, would wake all workers. The health thread, which runs before ordinary threads if
+/// it may, is seldom interrupted while it holds the queue.
 pub struct Injector {
     stock: Stock,
     burst: Vec<Frame>,

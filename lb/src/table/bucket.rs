@@ -8,6 +8,8 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, fence};
 
+use prefetch_index::prefetch_index;
+
 use super::{IdleLimits, Meta};
 use crate::Millis;
 use crate::key::{KEY_WORDS, KIND_MASK, SessionKey};
@@ -92,6 +94,16 @@ fn equal_lanes(word: u64, signature: u16) -> u8 {
     gathered.to_le_bytes()[0] & 0xf
 }
 
+/// The numbers of the bits that are set, from the lowest.
+#[inline]
+pub(super) fn set_bits(mut mask: u32) -> impl Iterator<Item = u8> {
+    std::iter::from_fn(move || {
+        let [lowest, ..] = mask.trailing_zeros().to_le_bytes();
+        mask &= mask.checked_sub(1)?;
+        Some(lowest)
+    })
+}
+
 /// A lane that may hold a key, and the number of removals from the bucket before that was read.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Candidate {
@@ -107,18 +119,17 @@ impl Candidate {
 }
 
 impl Bucket {
-    /// Brings the header into the cache.
+    /// Brings the entry of a candidate into the cache. For none it is the header, the line before the first entry, which is there.
     #[inline]
-    pub(super) fn touch_header(&self) -> u64 {
-        self.signatures[0].load(Relaxed)
+    pub(super) fn prefetch(&self, candidate: Candidate) {
+        let line = (usize::from(candidate.lane) + 1) % (LANES + 1);
+        self.prefetch_entry(line.wrapping_sub(1));
     }
 
-    /// Brings the entry of a lane into the cache, or the header if it is no lane.
+    /// Brings the entry of a lane into the cache.
     #[inline]
-    pub(super) fn touch_entry(&self, lane: usize) -> u64 {
-        self.entries
-            .get(lane)
-            .map_or_else(|| self.touch_header(), |entry| entry.meta.load(Relaxed))
+    pub(super) fn prefetch_entry(&self, lane: usize) {
+        prefetch_index(&self.entries, lane);
     }
 
     /// One of the lanes that carry a signature.
@@ -158,16 +169,8 @@ impl Bucket {
     pub(super) fn find(&self, key: &[u64; KEY_WORDS], signature: u16) -> Option<(u8, Meta)> {
         for _ in 0..READ_RETRIES {
             let seq = self.seq.load(Acquire);
-            let mut lanes = self.lanes_with(signature);
-            let mut found = None;
-            while lanes != 0 {
-                let lane = lanes.trailing_zeros().to_le_bytes()[0];
-                if let Some(meta) = self.entries[usize::from(lane)].state_if(key) {
-                    found = Some((lane, meta));
-                    break;
-                }
-                lanes &= lanes - 1;
-            }
+            let found = set_bits(self.lanes_with(signature).into())
+                .find_map(|lane| Some((lane, self.entries[usize::from(lane)].state_if(key)?)));
             // Pairs with the fence in `Locked::publish`: a reader that saw a word of the next entry sees `seq` raised.
             fence(Acquire);
             if self.seq.load(Relaxed) == seq {
@@ -258,12 +261,10 @@ impl Bucket {
 
     /// Lanes whose entries have been idle for longer than their timers allow, as a bit set.
     pub(super) fn expired_lanes(&self, now: Millis, limits: &IdleLimits) -> u8 {
-        let mut used = !self.lanes_with(0) & ((1 << LANES) - 1);
+        let used = !self.lanes_with(0) & ((1 << LANES) - 1);
         let mut expired = 0;
-        while used != 0 {
-            let lane = used.trailing_zeros();
-            used &= used - 1;
-            let at = lane as usize;
+        for lane in set_bits(used.into()) {
+            let at = usize::from(lane);
             let limit = limits[usize::from(self.timers[at].load(Relaxed) & 0xf)];
             if idle_ms(now, self.last_seen[at].load(Relaxed)) > limit {
                 expired |= 1 << lane;

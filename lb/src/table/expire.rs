@@ -7,7 +7,9 @@
 use std::sync::TryLockError;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::bucket::Locked;
+use prefetch_index::prefetch_index;
+
+use super::bucket::{Locked, set_bits};
 use super::{Bucket, Meta, SessionTable, elapsed_ms};
 use crate::Millis;
 
@@ -84,17 +86,16 @@ impl SessionTable {
 
     /// At most [`GROUP`] buckets.
     fn expire_group(&self, group: &[Bucket], now: Millis, on_expired: &mut dyn FnMut(Meta)) -> usize {
-        let mut touched = group.iter().fold(0, |sum, bucket| sum ^ bucket.touch_header());
+        for at in 0..group.len() {
+            prefetch_index(group, at);
+        }
         let mut expired = [0u8; GROUP];
         for (lanes, bucket) in expired.iter_mut().zip(group) {
             *lanes = bucket.expired_lanes(now, &self.idle_limits);
-            let mut left = *lanes;
-            while left != 0 {
-                touched ^= bucket.touch_entry(left.trailing_zeros() as usize);
-                left &= left - 1;
+            for lane in set_bits((*lanes).into()) {
+                bucket.prefetch_entry(lane.into());
             }
         }
-        std::hint::black_box(touched);
         let mut removed = 0;
         for bucket in expired
             .iter()
@@ -117,12 +118,10 @@ impl SessionTable {
         now: Millis,
         on_expired: &mut dyn FnMut(Meta),
     ) -> usize {
-        let mut expired = locked.bucket().expired_lanes(now, &self.idle_limits);
+        let expired = locked.bucket().expired_lanes(now, &self.idle_limits);
         let removed = expired.count_ones() as usize;
-        while expired != 0 {
-            let lane = expired.trailing_zeros() as usize;
-            expired &= expired - 1;
-            let entry = locked.remove(lane);
+        for lane in set_bits(expired.into()) {
+            let entry = locked.remove(lane.into());
             let home = &self.buckets[self.scale(self.hash(&entry.key))];
             if !std::ptr::eq(home, locked.bucket()) {
                 home.overflow.fetch_sub(1, Relaxed);

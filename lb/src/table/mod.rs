@@ -17,10 +17,11 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
+use prefetch_index::prefetch_index;
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_micro_inline};
 
 pub(crate) use self::bucket::idle_ms as elapsed_ms;
-use self::bucket::{Bucket, Candidate, LANES};
+use self::bucket::{Bucket, Candidate, LANES, set_bits};
 pub use self::expire::ROUND_MS;
 use self::expire::Sweep;
 pub use self::insert::Insertion;
@@ -256,39 +257,27 @@ impl SessionTable {
         for ((item, lookup), probe) in items.iter().zip(lookups.iter_mut()).zip(&mut probes) {
             lookup.hash = self.hash(key(item));
             probe.bucket = self.scale(lookup.hash);
+            prefetch_index(&self.buckets, probe.bucket);
         }
         let probes = &mut probes[..items.len().min(BATCH)];
-        // A relaxed load whose value is not needed yet is the prefetch of safe code: the reads of a whole batch are
-        // under way before the first comparison waits for one.
-        let mut touched = 0;
-        for probe in probes.iter() {
-            touched ^= self.buckets[probe.bucket].touch_header();
-        }
-        // A bit for each probe that goes on to its second bucket.
+        // A bit for each probe that goes on to its second bucket. Most buckets have sent nobody away, so most misses end in the
+        // first. No branch: with a full table it would be taken as often as not.
         let mut elsewhere = 0u32;
         for (at, (probe, lookup)) in probes.iter_mut().zip(lookups.iter()).enumerate() {
             let first = &self.buckets[probe.bucket];
             probe.candidate = first.candidate(signature(lookup.hash));
-            // Most buckets have sent nobody away, so most misses end here.
-            if probe.candidate.is_none() && first.overflow.load(Relaxed) != 0 {
-                probe.bucket = self.place(lookup.hash).second;
-                elsewhere |= 1 << at;
-            }
+            first.prefetch(probe.candidate);
+            elsewhere |= u32::from(probe.candidate.is_none() && first.overflow.load(Relaxed) != 0) << at;
         }
-        // In a loop of its own, so that few instructions are between two reads and more of them are under way at once. Without a
-        // candidate it is the header that comes, of the second bucket perhaps.
-        for probe in probes.iter() {
-            touched ^= self.buckets[probe.bucket].touch_entry(usize::from(probe.candidate.lane));
+        for at in set_bits(elsewhere).map(usize::from) {
+            probes[at].bucket = self.place(lookups[at].hash).second;
+            prefetch_index(&self.buckets, probes[at].bucket);
         }
-        while elsewhere != 0 {
-            let at = elsewhere.trailing_zeros() as usize;
-            elsewhere &= elsewhere - 1;
-            let (probe, lookup) = (&mut probes[at], &lookups[at]);
-            let second = &self.buckets[probe.bucket];
-            probe.candidate = second.candidate(signature(lookup.hash));
-            touched ^= second.touch_entry(usize::from(probe.candidate.lane));
+        for at in set_bits(elsewhere).map(usize::from) {
+            let second = &self.buckets[probes[at].bucket];
+            probes[at].candidate = second.candidate(signature(lookups[at].hash));
+            second.prefetch(probes[at].candidate);
         }
-        std::hint::black_box(touched);
         for ((item, lookup), probe) in items.iter().zip(lookups.iter_mut()).zip(probes) {
             if probe.candidate.is_none() {
                 lookup.hit = None;

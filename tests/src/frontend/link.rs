@@ -1,6 +1,6 @@
 //! The vhost-user conversation of a front-end that starts rings and keeps them running.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -27,8 +27,12 @@ pub const MQ: u64 = 1 << 22;
 const PACKED_START: u32 = 0x8000_8000;
 /// SET_VRING_BASE.
 const SET_VRING_BASE: u32 = 10;
+/// SEND_RARP.
+const SEND_RARP: u32 = 19;
 /// The header's flags: version 1, no reply.
 const VERSION: u32 = 1;
+/// The header's flag that asks whether a request was carried out.
+const NEED_REPLY: u32 = 1 << 3;
 
 /// Where a ring is: guest addresses.
 #[derive(Debug, Clone, Copy)]
@@ -161,6 +165,25 @@ impl Link {
         let words = [SET_VRING_BASE, VERSION, 8, u32::try_from(index)?, base];
         let message: Vec<u8> = words.into_iter().flat_map(u32::to_ne_bytes).collect();
         self.stream.write_all(&message).context("sending SET_VRING_BASE")
+    }
+
+    /// Asks for the guest with this address to be announced; whether the backend takes the request.
+    ///
+    /// # Errors
+    /// If the backend hangs up, or does not offer it.
+    pub fn send_rarp(&mut self, mac: [u8; 6]) -> Result<bool> {
+        let offered = self.frontend.get_protocol_features()?;
+        ensure!(offered.contains(VhostUserProtocolFeatures::RARP), "{offered:?}");
+        let [a, b, c, d, e, f] = mac;
+        let payload = [[a, b, c, d], [e, f, 0, 0]].map(u32::from_ne_bytes);
+        let words = [[SEND_RARP, VERSION | NEED_REPLY, 8].as_slice(), &payload].concat();
+        let message: Vec<u8> = words.into_iter().flat_map(u32::to_ne_bytes).collect();
+        self.stream.write_all(&message).context("sending SEND_RARP")?;
+        let mut reply = [0; 20];
+        self.stream
+            .read_exact(&mut reply)
+            .context("reading the answer to SEND_RARP")?;
+        Ok(reply[12..] == [0; 8])
     }
 
     /// Enables the rings of `pairs` queue pairs, and returns when the backend has done so.

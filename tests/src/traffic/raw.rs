@@ -10,6 +10,8 @@ use crate::sys::PacketSocket;
 
 /// The EtherType that the tests use for frames of their own (IEEE 802 local experimental 1).
 pub const EXPERIMENTAL: u16 = 0x88b5;
+/// EtherType of RARP (RFC 903).
+pub const RARP: u16 = 0x8035;
 /// Frames that one capture keeps.
 const CAPTURE_MAX: usize = 1024;
 
@@ -35,6 +37,18 @@ pub fn send(interface: &str, frame: &[u8], count: u32) -> io::Result<()> {
         socket.send(frame)?;
     }
     Ok(())
+}
+
+/// Whom a RARP frame to everybody announces, and in which VLAN (0: it has no tag); `None` for another frame.
+#[must_use]
+pub fn announced(frame: &[u8]) -> Option<([u8; 6], u16)> {
+    let (destination, rest) = frame.split_first_chunk::<6>()?;
+    let (source, rest) = rest.split_first_chunk::<6>()?;
+    let (vlan, kind) = match rest {
+        [0x81, 0, tci0, tci1, kind @ ..] => (u16::from_be_bytes([*tci0, *tci1]) & 0xfff, kind),
+        kind => (0, kind),
+    };
+    (*destination == [0xff; 6] && kind.starts_with(&RARP.to_be_bytes())).then_some((*source, vlan))
 }
 
 /// Collects the frames with `ethertype` that arrive on an interface.

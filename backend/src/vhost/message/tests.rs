@@ -58,7 +58,7 @@ fn sizes_and_fds_are_checked_for_every_request() {
     // (request, payload, fds that are right, fds that are wrong)
     let table = [words(&[1]), words(&[0, 4096, 0, 0])].concat();
     let region = words(&[0, 0, 4096, 0, 0]);
-    let cases: [(u32, Vec<u8>, usize, usize); 16] = [
+    let cases: [(u32, Vec<u8>, usize, usize); 17] = [
         (1, vec![], 0, 1),
         (2, words(&[0]), 0, 1),
         (3, vec![], 0, 1),
@@ -72,6 +72,7 @@ fn sizes_and_fds_are_checked_for_every_request() {
         (16, words(&[0]), 0, 1),
         (17, vec![], 0, 1),
         (18, state(0, 0), 0, 1),
+        (19, words(&[0]), 0, 1),
         (36, vec![], 0, 1),
         (37, region.clone(), 1, 0),
         (38, region, 0, 2),
@@ -99,7 +100,7 @@ fn sizes_and_fds_are_checked_for_every_request() {
             );
         }
     }
-    for code in [0, 6, 7, 19, 24, 31, 33, 45, u32::MAX] {
+    for code in [0, 6, 7, 20, 24, 31, 33, 45, u32::MAX] {
         assert!(matches!(
             decode(code, &[7; MAX_PAYLOAD], MAX_FDS).unwrap(),
             Request::Unsupported
@@ -206,6 +207,10 @@ fn fields_are_where_the_specification_puts_them() {
     assert!(matches!(
         decode(8, &state(7, 9), 0).unwrap(),
         Request::SetVringNum { ring: 7, size: 9 }
+    ));
+    assert!(matches!(
+        decode(19, &[0x52, 0x54, 0, 1, 2, 3, 0xaa, 0xbb], 0).unwrap(),
+        Request::SendRarp(Mac([0x52, 0x54, 0, 1, 2, 3]))
     ));
 }
 
