@@ -35,10 +35,7 @@ impl Host {
     fn start(&self, nics: &[&str]) -> Result<Daemon> {
         let nics: Vec<String> = nics.iter().map(|nic| (*nic).to_owned()).collect();
         let options = DaemonOptions::new(&[("a", GUEST)], &nics, 1);
-        let daemon = Daemon::start(&self.host, self.folder.path(), &options)?;
-        // It listens before it opens its NICs, and answers afterwards.
-        daemon.query("nics")?;
-        Ok(daemon)
+        Daemon::start(&self.host, self.folder.path(), &options)
     }
 
     /// Runs vnicd behind `wrapper` until it ends or `seconds` are over; returns its exit code and its log.

@@ -146,8 +146,10 @@ impl Daemon {
             Duration::from_millis(10),
             || {
                 daemon.process.must_run()?;
-                // A stale socket of a killed daemon refuses the connection.
-                Ok(UnixStream::connect(control_socket(&daemon.folder)).ok())
+                // A stale socket of a killed daemon refuses the connection. A new one listens before it has opened its NICs, and
+                // answers afterwards.
+                let connected = UnixStream::connect(control_socket(&daemon.folder)).is_ok();
+                Ok(connected.then(|| daemon.query("status").ok()).flatten())
             },
         )
         .with_context(|| format!("the end of vnicd's log:\n{}", daemon.log_tail(30)))?;
