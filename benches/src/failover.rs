@@ -65,6 +65,8 @@ pub struct Tally {
     victim: AtomicU8,
     /// When the first such frame arrived; 0: not yet.
     moved_at: AtomicU64,
+    /// The longest time until then in which no frame arrived anywhere, in nanoseconds.
+    silence: AtomicU64,
     stop: AtomicBool,
     sent: AtomicU32,
 }
@@ -81,6 +83,7 @@ impl Tally {
             last_at: (0..nics).map(|_| AtomicU64::new(0)).collect(),
             victim: AtomicU8::new(NONE),
             moved_at: AtomicU64::new(0),
+            silence: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             sent: AtomicU32::new(0),
         }
@@ -158,10 +161,15 @@ impl Tally {
         let now = self.now();
         arrived.store(arrived.load(Relaxed).saturating_add(1), Relaxed);
         self.frames[nic].fetch_add(1, Relaxed);
+        let victim = self.victim.load(Relaxed);
+        if victim != NONE && self.moved_at.load(Relaxed) == 0 {
+            let latest = self.last_at.iter().map(|at| at.load(Relaxed)).max();
+            self.silence
+                .fetch_max(now.saturating_sub(latest.unwrap_or(0)), Relaxed);
+        }
         self.last_at[nic].store(now, Relaxed);
         let nic = u8::try_from(nic).unwrap_or(NONE);
         let before = last.swap(nic, Relaxed);
-        let victim = self.victim.load(Relaxed);
         if victim != NONE && before == victim && nic != victim {
             let _ = self.moved_at.compare_exchange(0, now, Relaxed, Relaxed);
         }
@@ -176,6 +184,7 @@ impl Tally {
     /// From now on a session of this NIC is waited for elsewhere.
     pub fn watch(&self, nic: usize) {
         self.moved_at.store(0, Relaxed);
+        self.silence.store(0, Relaxed);
         self.victim.store(u8::try_from(nic).unwrap_or(NONE), Relaxed);
     }
 
@@ -193,6 +202,13 @@ impl Tally {
         let victim = usize::from(self.victim.swap(NONE, Relaxed));
         let last = self.last_at.get(victim).map_or(0, |at| at.load(Relaxed));
         Some(Duration::from_nanos(moved.saturating_sub(last.max(since))))
+    }
+
+    /// The longest time in which no frame arrived anywhere, from [`Tally::watch`] to the first frame that moved: then it was not the NIC
+    /// that kept frames back.
+    #[must_use]
+    pub fn silence(&self) -> Duration {
+        Duration::from_nanos(self.silence.load(Relaxed))
     }
 
     /// Frames sent, those of them that never arrived, and arrivals beyond the first.

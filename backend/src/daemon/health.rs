@@ -34,7 +34,7 @@ use crate::host::carrier::CarrierWatch;
 pub(super) use self::probes::ProbePlan;
 
 /// Time between two looks at the links while frames move, and a NIC is driven without copies: its driver tells nobody that frames
-/// stay on its ring. Also between looks for an answer that is late.
+/// stay on its ring. Also between looks for an answer that is late, and for a link while there is none.
 const PACE: Duration = Duration::from_micros(250);
 
 /// The same if the kernel copies the frames of all NICs: it refuses the first one after the loss, which wakes the thread at once. Each
@@ -247,7 +247,8 @@ impl Pulse {
             let busy = busy_at.is_some_and(|at| now.duration_since(at) < LINGER)
                 && self.nics.iter().any(Option::is_some);
             let woken = self.sleep(&wake, self.pace(busy));
-            let mut whole = false;
+            // Frames have nowhere to go: only a look at everything sees a link that comes back.
+            let mut whole = busy && self.is_dark();
             loop {
                 match orders.try_recv() {
                     Ok(command) => whole |= self.obey(command),
@@ -269,10 +270,15 @@ impl Pulse {
         let zero_copy = || self.nics.iter().flatten().any(|nic| nic.zero_copy);
         match busy {
             _ if self.probes.hurry() => PACE,
-            true if zero_copy() => PACE,
+            true if zero_copy() || self.is_dark() => PACE,
             true => COPY_PACE,
             false => IDLE_PACE,
         }
+    }
+
+    /// Whether no NIC is alive.
+    fn is_dark(&self) -> bool {
+        self.balancer.alive().snapshot() == 0
     }
 
     /// Sleeps for `pace`, less if time alone may change something sooner, or until woken; says whether it was woken.

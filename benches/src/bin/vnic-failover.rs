@@ -21,6 +21,8 @@ use vnic_tests::sys::{open_tap, set_tap_carrier};
 
 /// Time in which all that is under way arrives.
 const DRAIN: Duration = Duration::from_millis(30);
+/// Of a failover that takes longer it is told what else happened.
+const REMARKABLE: Duration = Duration::from_millis(2);
 /// A failover that takes longer is none.
 const LIMIT: Duration = Duration::from_secs(5);
 /// Frames before the measurement, for each session one, at this rate.
@@ -193,6 +195,13 @@ impl Bench {
         let Some(took) = self.tally.moved(since, LIMIT) else {
             bail!("no session of NIC {nic} has moved:\n{}", self.daemon.log_tail(20));
         };
+        if took > REMARKABLE {
+            let silence = self.tally.silence();
+            eprintln!(
+                "a failover took {took:?}, in which nothing arrived by any NIC for {silence:?}\n{}",
+                self.daemon.log_tail(2)
+            );
+        }
         Ok(took)
     }
 
@@ -364,7 +373,6 @@ fn hold_rtnl(stop: &AtomicBool) -> Result<()> {
         "ip",
         "-n",
         host.name(),
-        "-force",
         "-batch",
         "-",
     ]);
