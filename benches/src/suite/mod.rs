@@ -269,7 +269,10 @@ fn setting(settings: &Settings) -> Vec<String> {
             |version| format!("{program} {version}"),
         )
     };
+    let date = run(Command::new("date").args(["-u", "+%F"])).unwrap_or_else(|_| unknown());
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
     vec![
+        format!("{}, `vnic-bench {}`", date.trim(), arguments.join(" ")),
         format!(
             "{}, {} CPUs, Linux {}; huge pages: {}",
             field("/proc/cpuinfo", "model name").unwrap_or_else(unknown),
