@@ -94,6 +94,24 @@ fn received(
     Ok(burst)
 }
 
+/// Gives the guest two frames, or takes what it sends.
+fn move_frames(ring: &mut Ring, cache: &mut ChunkCache, receive: bool) -> Result<(), RingError> {
+    let (frames, result) = if receive {
+        let frames = vec![
+            make_frame(cache, &pattern(600, 1)),
+            make_frame(cache, &pattern(60, 2)),
+        ];
+        let result = give_to_guest(ring, cache.memory(), &frames).map(|_| ());
+        (frames, result)
+    } else {
+        let mut frames = Vec::new();
+        let result = take_from_guest(ring, cache, &mut frames, 8).map(|_| ());
+        (frames, result)
+    };
+    frames.into_iter().for_each(|frame| cache.free(frame));
+    result
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -245,17 +263,7 @@ proptest! {
         for head in heads {
             driver.offer_head(head);
             let before = ring.base();
-            let result = if receive {
-                let frames = [make_frame(&mut cache, &pattern(600, 1)), make_frame(&mut cache, &pattern(60, 2))];
-                let result = give_to_guest(&mut ring, cache.memory(), &frames).map(|_| ());
-                frames.into_iter().for_each(|frame| cache.free(frame));
-                result
-            } else {
-                let mut out = Vec::new();
-                let result = take_from_guest(&mut ring, &mut cache, &mut out, 8).map(|_| ());
-                out.into_iter().for_each(|frame| cache.free(frame));
-                result
-            };
+            let result = move_frames(&mut ring, &mut cache, receive);
             ring.notify();
             let completed = u16::try_from(driver.used().len()).unwrap();
             let before = u16::try_from(before).unwrap();
@@ -282,17 +290,7 @@ proptest! {
         let mut ring = driver.ring();
         let mut cache = chunks(64);
         for (at, (addr, len, id, flags)) in then {
-            let result = if receive {
-                let frames = [make_frame(&mut cache, &pattern(600, 1)), make_frame(&mut cache, &pattern(60, 2))];
-                let result = give_to_guest(&mut ring, cache.memory(), &frames).map(|_| ());
-                frames.into_iter().for_each(|frame| cache.free(frame));
-                result
-            } else {
-                let mut out = Vec::new();
-                let result = take_from_guest(&mut ring, &mut cache, &mut out, 8).map(|_| ());
-                out.into_iter().for_each(|frame| cache.free(frame));
-                result
-            };
+            let result = move_frames(&mut ring, &mut cache, receive);
             ring.notify();
             ring.arm();
             let (avail, used) = (ring.base() & 0xffff, ring.base() >> 16);
