@@ -23,7 +23,7 @@ use vnic_lb::nics::NicInfo;
 use vnic_lb::parse::parse;
 use vnic_lb::policy::Algorithm;
 use vnic_lb::state::{Progress, Timer};
-use vnic_lb::table::{BATCH, Lookup, Meta, SessionTable};
+use vnic_lb::table::{BATCH, Lookup, Meta, Search, SessionTable};
 
 /// Frames in a burst, as workers take them.
 const BURST: usize = 32;
@@ -178,7 +178,9 @@ fn lookups(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::new(name, sessions), |bencher| {
                 bencher.iter(|| {
                     let Some(batch) = batches.next() else { return };
-                    table.lookup_batch(batch, |key| key, &mut found);
+                    let searches: [(&SessionKey, Search); BATCH] =
+                        std::array::from_fn(|at| (&batch[at], table.begin(&batch[at])));
+                    table.finish(&searches, |&search| search, &mut found);
                     black_box(&found);
                 });
             });
@@ -231,7 +233,7 @@ fn steering(criterion: &mut Criterion) {
                 collect(&balancer, &mut burst, &mut flows);
                 // A millisecond of a worker that takes ten million frames a second.
                 now += 1;
-                balancer.steer(0, now / 300, &burst, &mut choices);
+                balancer.steer(0, now / 300, &mut burst, &mut choices);
                 balancer.upkeep(now / 300);
                 black_box(&choices);
             };
@@ -264,7 +266,7 @@ fn opening(criterion: &mut Criterion) {
             while !flows.is_empty() {
                 collect(&balancer, &mut burst, &mut flows);
                 made += 1;
-                balancer.steer(0, made / 32, &burst, &mut choices);
+                balancer.steer(0, made / 32, &mut burst, &mut choices);
             }
             (thread_time() - started).mul_f64(bursts as f64 / f64::from(made))
         });
@@ -282,7 +284,7 @@ fn flood(criterion: &mut Criterion) {
     let mut turn = || {
         let syns = flows.by_ref().take(BURST).map(|flow| tcp_frame(flow, SYN));
         collect_frames(&balancer, &mut burst, syns);
-        balancer.steer(0, 1, &burst, &mut choices);
+        balancer.steer(0, 1, &mut burst, &mut choices);
         black_box(&choices);
     };
     while turn_until_full(&balancer, &mut turn) {}
@@ -307,7 +309,7 @@ fn storm(criterion: &mut Criterion) {
         let mut flows = 0..1_000_000;
         while !flows.is_empty() {
             collect(&balancer, &mut burst, &mut flows);
-            balancer.steer(0, 0, &burst, &mut choices);
+            balancer.steer(0, 0, &mut burst, &mut choices);
         }
         let sessions = balancer.stats().sessions;
         let calls = pauses(|| balancer.upkeep(40_000));
@@ -410,7 +412,7 @@ impl Placed {
     fn steer(&mut self, balancer: &Balancer, flows: &[u32]) -> Duration {
         collect(balancer, &mut self.burst, &mut flows.iter().copied());
         let started = Instant::now();
-        balancer.steer(0, 1, &self.burst, &mut self.choices);
+        balancer.steer(0, 1, &mut self.burst, &mut self.choices);
         started.elapsed()
     }
 

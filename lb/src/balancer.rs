@@ -36,7 +36,7 @@ use crate::parse::Parsed;
 use crate::plan::{Plan, Planner};
 use crate::policy::{Algorithm, Loads, NewSession, SLOW_START_MS, choose};
 use crate::signals::Signals;
-use crate::table::{BATCH, Listed, SessionTable, elapsed_ms};
+use crate::table::{BATCH, Listed, Search, SessionTable, elapsed_ms};
 use crate::watch::AllNotes;
 use crate::{Clock, MAX_NICS, Millis, rebalance};
 
@@ -69,13 +69,26 @@ pub struct Observed {
     /// Timestamp value and echo of a TCP segment, by which `adaptive` measures round trips; zeros if there is none or
     /// nobody asks: see [`Balancer::collect`].
     pub timestamps: [u32; 2],
+    /// Its session's lookup, once that has begun: see [`Burst`].
+    search: Search,
 }
 
 impl Observed {
+    /// A frame of `frame_len` bytes that was parsed elsewhere.
+    #[must_use]
+    pub fn new(parsed: Parsed, frame_len: u32) -> Observed {
+        Observed {
+            parsed,
+            frame_len,
+            ..Observed::EMPTY
+        }
+    }
+
     const EMPTY: Observed = Observed {
         parsed: Parsed::EMPTY,
         frame_len: 0,
         timestamps: [0; 2],
+        search: Search::NONE,
     };
 }
 
@@ -194,13 +207,17 @@ impl Balancer {
         self.table.addresses()
     }
 
-    /// Adds a frame of `frame_len` bytes that begins with `head` to a burst, with all that the balancer needs to know of it.
+    /// Adds a frame of `frame_len` bytes that begins with `head` to a burst, with all that the balancer needs to know of it, and has
+    /// memory fetch its session: nobody need ask for it before the burst is steered or observed.
     #[inline]
     pub fn collect<'b>(&self, burst: &'b mut Burst, head: &[u8], frame_len: u32) -> &'b Parsed {
-        burst.push(head, frame_len, self.measuring.load(Relaxed))
+        let timestamps = self.measuring.load(Relaxed);
+        &burst
+            .push_searched(&self.table, head, frame_len, timestamps)
+            .parsed
     }
 
-    /// Frames from guests, towards NICs: `out[i]` becomes the NIC of `frames[i]`, or `None` when no NIC is alive.
+    /// Frames from guests, towards NICs: `out[i]` becomes the NIC of `burst[i]`, or `None` when no NIC is alive.
     /// What was in `out` is dropped; it does not allocate once its capacity is that of a burst.
     ///
     /// `now` may be [`Millis`]; only a [`Clock`] with microseconds lets `adaptive` measure latency in passing.
@@ -208,24 +225,25 @@ impl Balancer {
         &self,
         worker: usize,
         now: impl Into<Clock>,
-        frames: &[Observed],
+        burst: &mut Burst,
         out: &mut Vec<Option<NicIndex>>,
     ) {
         let now = now.into();
         out.clear();
-        out.resize(frames.len(), None);
-        for (burst, out) in frames.chunks(BATCH).zip(out.chunks_mut(BATCH)) {
-            self.turn(worker, now).steer(burst, out);
+        out.resize(burst.len(), None);
+        let frames = burst.searched(&self.table).chunks(BATCH);
+        for (frames, out) in frames.zip(out.chunks_mut(BATCH)) {
+            self.turn(worker, now).steer(frames, out);
         }
     }
 
     /// Frames from NICs, towards guests: creates and refreshes sessions. A new session's NIC is the policy's
     /// choice and not the one that the frame came by, which is the switch's affair; while no NIC is alive it is the
     /// slot's primary.
-    pub fn observe(&self, worker: usize, now: impl Into<Clock>, frames: &[Observed]) {
+    pub fn observe(&self, worker: usize, now: impl Into<Clock>, burst: &mut Burst) {
         let now = now.into();
-        for burst in frames.chunks(BATCH) {
-            self.turn(worker, now).observe(burst);
+        for frames in burst.searched(&self.table).chunks(BATCH) {
+            self.turn(worker, now).observe(frames);
         }
     }
 

@@ -166,7 +166,7 @@ impl Context {
             self.balancer.collect(&mut self.observed, head, frame_len(frame));
         }
         self.balancer
-            .steer(self.index, self.now, &self.observed, &mut self.choices);
+            .steer(self.index, self.now, &mut self.observed, &mut self.choices);
         self.observed.clear();
     }
 

@@ -72,9 +72,8 @@ impl Context {
         }
         self.burst = burst;
         if !self.observed.is_empty() {
-            // Where stations decide, nobody asks for sessions.
             if !pinned {
-                self.balancer.observe(self.index, self.now, &self.observed);
+                self.balancer.observe(self.index, self.now, &mut self.observed);
             }
             self.observed.clear();
         }
@@ -90,7 +89,12 @@ impl Context {
         };
         match decision {
             FromNic::Port(port) => {
-                let parsed = self.balancer.collect(&mut self.observed, head, frame_len(&frame));
+                let (observed, len) = (&mut self.observed, frame_len(&frame));
+                // Where stations decide, nobody asks for sessions.
+                let parsed = match self.shared.stations {
+                    Some(_) => &observed.push(head, len, false).parsed,
+                    None => self.balancer.collect(observed, head, len),
+                };
                 if nic.partial_checksums
                     && let Some((field, value)) = partial::missing(parsed, self.memory.segments(&frame))
                 {

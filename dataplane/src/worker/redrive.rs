@@ -49,7 +49,7 @@ impl Context {
             self.balancer.steer(
                 self.index,
                 self.now,
-                &self.rescued_observed,
+                &mut self.rescued_observed,
                 &mut self.rescued_choices,
             );
         }

@@ -1,6 +1,6 @@
 //! `adaptive`: what it measures, and the sessions that it moves.
 
-use super::tests::{GUEST, balancer, ipv4, observed, received, sent, steer_one};
+use super::tests::{GUEST, balancer, burst_of, ipv4, observed, received, sent, steer_one};
 use super::*;
 use crate::key::proto;
 use crate::parse::tcp_flag;
@@ -28,7 +28,7 @@ fn at(micros: u32) -> Clock {
 
 fn steer_at(balancer: &Balancer, micros: u32, frame: Observed) -> NicIndex {
     let mut out = Vec::new();
-    balancer.steer(0, at(micros), &[frame], &mut out);
+    balancer.steer(0, at(micros), &mut burst_of(&[frame]), &mut out);
     out[0].unwrap()
 }
 
@@ -74,7 +74,7 @@ fn session_on(balancer: &Balancer, nic: NicIndex) -> u32 {
 fn handshakes_and_timestamps_are_round_trips() {
     let balancer = adaptive(2, 5000);
     let nic = steer_at(&balancer, 5_000, sent(2000, SYN));
-    balancer.observe(1, at(5_300), &[received(2000, SYN_ACK)]);
+    balancer.observe(1, at(5_300), &mut burst_of(&[received(2000, SYN_ACK)]));
     assert_eq!(figures(&balancer, nic).rtt_us, 300.0);
     assert_eq!(figures(&balancer, 1 - nic).rtt_us, 0.0);
 
@@ -82,16 +82,28 @@ fn handshakes_and_timestamps_are_round_trips() {
     let other = 1 - nic;
     steer_at(&balancer, 6_000, with_timestamps(sent(number, ACK), 77, 5));
     steer_at(&balancer, 6_100, with_timestamps(sent(number, ACK), 77, 5));
-    balancer.observe(1, at(6_150), &[with_timestamps(received(number, ACK), 6, 76)]);
+    balancer.observe(
+        1,
+        at(6_150),
+        &mut burst_of(&[with_timestamps(received(number, ACK), 6, 76)]),
+    );
     assert_eq!(figures(&balancer, other).rtt_us, 0.0, "that echoes an older one");
-    balancer.observe(1, at(6_250), &[with_timestamps(received(number, ACK), 6, 77)]);
+    balancer.observe(
+        1,
+        at(6_250),
+        &mut burst_of(&[with_timestamps(received(number, ACK), 6, 77)]),
+    );
     assert_eq!(
         figures(&balancer, other).rtt_us,
         250.0,
         "from the first with that value"
     );
     steer_at(&balancer, 6_260, with_timestamps(sent(number, ACK), 77, 6));
-    balancer.observe(1, at(6_270), &[with_timestamps(received(number, ACK), 6, 77)]);
+    balancer.observe(
+        1,
+        at(6_270),
+        &mut burst_of(&[with_timestamps(received(number, ACK), 6, 77)]),
+    );
     assert_eq!(
         figures(&balancer, other).rtt_us,
         250.0,
@@ -100,9 +112,9 @@ fn handshakes_and_timestamps_are_round_trips() {
 
     // A server in the guest: the client's ACK answers the SYN-ACK.
     let before = figures(&balancer, 0).rtt_us + figures(&balancer, 1).rtt_us;
-    balancer.observe(1, at(8_000), &[received(3000, SYN)]);
+    balancer.observe(1, at(8_000), &mut burst_of(&[received(3000, SYN)]));
     let nic = steer_at(&balancer, 8_100, sent(3000, SYN_ACK));
-    balancer.observe(1, at(9_100), &[received(3000, ACK)]);
+    balancer.observe(1, at(9_100), &mut burst_of(&[received(3000, ACK)]));
     let after = figures(&balancer, 0).rtt_us + figures(&balancer, 1).rtt_us;
     assert!(after > before, "{} by {nic}", figures(&balancer, nic).rtt_us);
 }
@@ -111,9 +123,13 @@ fn handshakes_and_timestamps_are_round_trips() {
 fn late_and_foreign_answers_are_no_round_trips() {
     let balancer = adaptive(1, 5000);
     steer_at(&balancer, 1_000, sent(1, SYN));
-    balancer.observe(0, at(1_500_000), &[received(1, SYN_ACK)]);
+    balancer.observe(0, at(1_500_000), &mut burst_of(&[received(1, SYN_ACK)]));
     steer_at(&balancer, 2_000_000, sent(2, SYN));
-    balancer.observe(0, at(2_000_100), &[received(3, SYN_ACK), received(2, ACK)]);
+    balancer.observe(
+        0,
+        at(2_000_100),
+        &mut burst_of(&[received(3, SYN_ACK), received(2, ACK)]),
+    );
     // The guest's own frame is no answer to it.
     steer_at(&balancer, 2_000_200, sent(2, SYN_ACK));
     assert_eq!(figures(&balancer, 0).rtt_us, 0.0);
@@ -124,7 +140,7 @@ fn under_other_algorithms_nothing_is_measured() {
     let balancer = balancer(1, 100);
     assert_eq!(collected(&balancer, &segment(&TIMESTAMP)), [0; 2]);
     steer_at(&balancer, 1_000, sent(1, SYN));
-    balancer.observe(0, at(1_100), &[received(1, SYN_ACK)]);
+    balancer.observe(0, at(1_100), &mut burst_of(&[received(1, SYN_ACK)]));
     assert_eq!(figures(&balancer, 0).rtt_us, 0.0);
 }
 
@@ -274,7 +290,7 @@ impl Network {
                     ..sent(u32::try_from(session).unwrap(), ACK)
                 };
                 let frames: Vec<_> = burst.iter().map(frame).collect();
-                self.balancer.steer(0, now, &frames, &mut out);
+                self.balancer.steer(0, now, &mut burst_of(&frames), &mut out);
                 for (&(sent_us, session), nic) in burst.iter().zip(&out) {
                     let nic = usize::from(nic.unwrap());
                     let arrives = sent_us + self.delays_us[nic];

@@ -1,5 +1,6 @@
 //! What strangers' frames cannot do to others' sessions: floods, full tables, caps.
 
+use super::tests::burst_of;
 use super::*;
 use crate::key::proto;
 use crate::parse::tcp_flag;
@@ -62,7 +63,7 @@ fn steer(balancer: &Balancer, now: Millis, frames: impl Iterator<Item = [u8; 60]
     for frame in frames {
         balancer.collect(&mut burst, &frame, 60);
     }
-    balancer.steer(0, now, &burst, &mut out);
+    balancer.steer(0, now, &mut burst_of(&burst), &mut out);
     out
 }
 
@@ -134,7 +135,7 @@ fn a_flood_of_bare_acks_costs_no_established_session_its_pin() {
         for number in numbers {
             balancer.collect(&mut burst, &reply(number, proto::TCP, ACK), 60);
         }
-        balancer.observe(0, now, &burst);
+        balancer.observe(0, now, &mut burst_of(&burst));
         pins
     };
     set_alive(&balancer, 0..4, false);
@@ -228,7 +229,7 @@ fn a_handshake_ends_being_half_open() {
     assert_eq!(half_open(), (2, 1, 2));
     let mut burst = Burst::default();
     balancer.collect(&mut burst, &reply(0, proto::TCP, SYN | ACK), 60);
-    balancer.observe(0, 2, &burst);
+    balancer.observe(0, 2, &mut burst_of(&burst));
     assert_eq!(half_open(), (2, 1, 2));
     steer(&balancer, 3, [frame(0, proto::TCP, ACK, 0)].into_iter());
     assert_eq!(half_open(), (1, 1, 2));

@@ -1,6 +1,6 @@
 //! Changes at run time: algorithm, weights, NICs.
 
-use super::tests::{balancer, received, sent, steer_all, steer_one};
+use super::tests::{balancer, burst_of, received, sent, steer_all, steer_one};
 use super::*;
 use crate::nics::NicError;
 use crate::parse::tcp_flag;
@@ -77,7 +77,7 @@ fn least_conn_is_even_to_the_session() {
     let frames: Vec<_> = (0..8000).map(|number| sent(number, tcp_flag::ACK)).collect();
     let mut out = Vec::new();
     for burst in frames.chunks(50) {
-        balancer.steer(0, 0, burst, &mut out);
+        balancer.steer(0, 0, &mut burst_of(burst), &mut out);
     }
     assert_eq!(balancer.sessions_per_nic(), [1000; 8]);
     // Sessions that end make room where they were.
@@ -97,10 +97,10 @@ fn half_open_sessions_are_counted_until_they_open_or_end() {
         steer_one(&balancer, 0, sent(number, tcp_flag::SYN));
     }
     assert_eq!(half_open(), 4);
-    balancer.observe(0, 1, &[received(0, tcp_flag::SYN | tcp_flag::ACK)]);
+    balancer.observe(0, 1, &mut burst_of(&[received(0, tcp_flag::SYN | tcp_flag::ACK)]));
     steer_one(&balancer, 2, sent(0, tcp_flag::ACK));
     assert_eq!(half_open(), 3, "one opened");
-    balancer.observe(0, 3, &[received(1, tcp_flag::RST | tcp_flag::ACK)]);
+    balancer.observe(0, 3, &mut burst_of(&[received(1, tcp_flag::RST | tcp_flag::ACK)]));
     assert_eq!(half_open(), 2, "one was refused");
     while balancer.upkeep(40_000) {}
     assert_eq!((half_open(), balancer.stats().sessions), (0, 1), "two timed out");

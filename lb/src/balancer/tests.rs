@@ -3,7 +3,6 @@ use std::sync::Barrier;
 
 use super::*;
 use crate::key::proto;
-use crate::mac::Mac;
 use crate::parse::{parse, tcp_flag};
 
 pub(super) const GUEST: [u8; 4] = [10, 0, 0, 1];
@@ -47,15 +46,19 @@ pub(super) fn ipv4(
     packet
 }
 
+fn ipv4_frame(packet: &[u8]) -> Vec<u8> {
+    [&[2; 6][..], &[4; 6], &[8, 0], packet].concat()
+}
+
 pub(super) fn observed(packet: &[u8]) -> Observed {
-    let mut frame = [Mac([2; 6]).0, Mac([4; 6]).0].concat();
-    frame.extend_from_slice(&[8, 0]);
-    frame.extend_from_slice(packet);
-    Observed {
-        parsed: parse(&frame),
-        frame_len: u32::try_from(frame.len()).unwrap(),
-        timestamps: [0; 2],
-    }
+    let frame = ipv4_frame(packet);
+    Observed::new(parse(&frame), u32::try_from(frame.len()).unwrap())
+}
+
+pub(super) fn burst_of(frames: &[Observed]) -> Burst {
+    let mut burst = Burst::default();
+    frames.iter().for_each(|frame| burst.push_parsed(frame));
+    burst
 }
 
 fn transport(from: u16, to: u16, tcp_flags: u8) -> Vec<u8> {
@@ -99,7 +102,7 @@ pub(super) fn received(number: u32, tcp_flags: u8) -> Observed {
 
 pub(super) fn steer_one(balancer: &Balancer, now: Millis, frame: Observed) -> Option<NicIndex> {
     let mut out = Vec::new();
-    balancer.steer(0, now, &[frame], &mut out);
+    balancer.steer(0, now, &mut burst_of(&[frame]), &mut out);
     assert_eq!(out.len(), 1);
     out[0]
 }
@@ -111,7 +114,7 @@ fn upkeep_all(balancer: &Balancer, now: Millis) {
 pub(super) fn steer_all(balancer: &Balancer, now: Millis, sessions: u32) -> Vec<NicIndex> {
     let frames: Vec<_> = (0..sessions).map(|number| sent(number, tcp_flag::ACK)).collect();
     let mut out = Vec::new();
-    balancer.steer(1, now, &frames, &mut out);
+    balancer.steer(1, now, &mut burst_of(&frames), &mut out);
     out.into_iter().map(|nic| nic.unwrap()).collect()
 }
 
@@ -164,7 +167,11 @@ fn with_no_nic_alive_pins_stay() {
     balancer.alive().set(1, false);
     assert_eq!(steer_one(&balancer, 1, sent(1, tcp_flag::ACK)), None);
     assert_eq!(steer_one(&balancer, 1, sent(500, tcp_flag::SYN)), None);
-    balancer.observe(0, 1, &[received(2, tcp_flag::ACK), received(501, tcp_flag::SYN)]);
+    balancer.observe(
+        0,
+        1,
+        &mut burst_of(&[received(2, tcp_flag::ACK), received(501, tcp_flag::SYN)]),
+    );
     balancer.alive().set(0, true);
     balancer.alive().set(1, true);
     assert_eq!(steer_all(&balancer, 2, 100), before);
@@ -179,7 +186,7 @@ fn with_no_nic_alive_pins_stay() {
 #[test]
 fn both_directions_are_one_session() {
     let balancer = balancer(4, 1000);
-    balancer.observe(0, 100, &[received(1, tcp_flag::SYN)]);
+    balancer.observe(0, 100, &mut burst_of(&[received(1, tcp_flag::SYN)]));
     let nic = steer_one(&balancer, 200, sent(1, tcp_flag::SYN | tcp_flag::ACK)).unwrap();
     let sessions = balancer.sessions(250, 10);
     assert_eq!(sessions.len(), 1);
@@ -194,7 +201,7 @@ fn a_burst_of_one_new_session_makes_one_entry_and_counts_each_frame() {
     let balancer = balancer(4, 1000);
     let frames = vec![sent(1, tcp_flag::ACK); 200];
     let mut out = vec![Some(9); 3];
-    balancer.steer(0, 0, &frames, &mut out);
+    balancer.steer(0, 0, &mut burst_of(&frames), &mut out);
     assert_eq!(out.len(), 200);
     assert!(out.iter().all(|&nic| nic == out[0]));
     let stats = balancer.stats();
@@ -215,7 +222,7 @@ fn a_syn_on_a_closed_session_is_decided_anew() {
         Some(away),
         "it is still open"
     );
-    balancer.observe(0, 3, &[received(1, tcp_flag::RST)]);
+    balancer.observe(0, 3, &mut burst_of(&[received(1, tcp_flag::RST)]));
     assert_eq!(
         steer_one(&balancer, 4, sent(1, tcp_flag::ACK)),
         Some(away),
@@ -235,7 +242,7 @@ fn a_syn_on_a_closed_session_is_decided_anew() {
 fn a_lone_reset_makes_no_session() {
     let balancer = balancer(2, 1000);
     assert!(steer_one(&balancer, 0, sent(1, tcp_flag::RST)).is_some());
-    balancer.observe(0, 0, &[received(2, tcp_flag::RST | tcp_flag::ACK)]);
+    balancer.observe(0, 0, &mut burst_of(&[received(2, tcp_flag::RST | tcp_flag::ACK)]));
     assert_eq!(balancer.stats().sessions, 0);
 }
 
@@ -283,7 +290,7 @@ fn an_icmp_error_takes_the_way_of_its_session_and_makes_none() {
         let error = observed(&ipv4(GUEST, address, proto::ICMP, 0, 0, &error));
         let stateless = steer_one(&balancer, 0, error);
         assert_eq!(balancer.stats().sessions, u64::from(number));
-        balancer.observe(0, 0, &[observed(&datagram)]);
+        balancer.observe(0, 0, &mut burst_of(&[observed(&datagram)]));
         let session = balancer
             .sessions(0, 100)
             .into_iter()
@@ -328,7 +335,7 @@ fn explain_tells_what_steer_will_do() {
 fn without_nics_nothing_is_made() {
     let balancer = balancer(0, 100);
     assert_eq!(steer_one(&balancer, 0, sent(1, tcp_flag::SYN)), None);
-    balancer.observe(0, 0, &[received(1, tcp_flag::SYN)]);
+    balancer.observe(0, 0, &mut burst_of(&[received(1, tcp_flag::SYN)]));
     assert_eq!(balancer.stats().sessions, 0);
 }
 
@@ -355,9 +362,9 @@ fn workers_agree_on_every_session() {
             let mut out = Vec::new();
             barrier.wait();
             for round in 0..ROUNDS {
-                balancer.observe(1, round, &frames);
+                balancer.observe(1, round, &mut burst_of(&frames));
                 balancer.alive().set(2, round % 2 == 1);
-                balancer.steer(1, round, &frames, &mut out);
+                balancer.steer(1, round, &mut burst_of(&frames), &mut out);
                 balancer.upkeep(round);
             }
             balancer.alive().set(2, true);
@@ -385,4 +392,28 @@ fn workers_agree_on_every_session() {
         (unique.len(), sessions.len()),
         (SESSIONS as usize, SESSIONS as usize)
     );
+}
+
+#[test]
+fn lookups_belong_to_the_balancer_that_steers() {
+    let [one, other] = [balancer(8, 5000), balancer(8, 5000)];
+    let frames: Vec<_> = (0..100u8)
+        .map(|number| ipv4_frame(&ipv4(GUEST, [10, 1, 0, number], proto::UDP, 0, 0, &[0; 8])))
+        .collect();
+    let (mut burst, mut first, mut again) = (Burst::default(), Vec::new(), Vec::new());
+    for (at, frame) in frames.iter().enumerate() {
+        // Some come by other ways.
+        if at % 3 == 1 {
+            burst.push(frame, 60, false);
+        } else {
+            one.collect(&mut burst, frame, 60);
+        }
+    }
+    for balancer in [&one, &other] {
+        balancer.steer(0, 1, &mut burst, &mut first);
+        balancer.steer(0, 2, &mut burst, &mut again);
+        assert_eq!(first, again);
+        let stats = balancer.stats();
+        assert_eq!((stats.sessions, stats.created), (100, 100));
+    }
 }

@@ -159,12 +159,12 @@ impl Turn<'_> {
         }
     }
 
-    /// Looks all keys up. Some classes have none in the table; what is found by chance is not looked at.
+    /// Ends all lookups. Some classes have none in the table; what is found by chance is not looked at.
     #[inline]
     fn look_up(&self, burst: &[Observed], lookups: &mut [Lookup; BATCH]) {
         self.balancer
             .table
-            .lookup_batch(burst, |frame| frame.parsed.key(), lookups);
+            .finish(burst, |frame| (frame.parsed.key(), frame.search), lookups);
     }
 
     fn session_nic(&self, frame: &Observed, lookup: &Lookup, run: &mut Run) -> Option<NicIndex> {

@@ -105,7 +105,7 @@ pub(super) fn set_bits(mut mask: u32) -> impl Iterator<Item = u8> {
 }
 
 /// A lane that may hold a key, and the number of removals from the bucket before that was read.
-#[derive(Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Candidate {
     seq: u32,
     pub(super) lane: u8,
@@ -119,6 +119,12 @@ impl Candidate {
 }
 
 impl Bucket {
+    /// Whether there are entries that belong here first and are in their other bucket.
+    #[inline]
+    pub(super) fn has_overflow(&self) -> bool {
+        self.overflow.load(Relaxed) != 0
+    }
+
     /// Brings the entry of a candidate into the cache. For none it is the header, the line before the first entry, which is there.
     #[inline]
     pub(super) fn prefetch(&self, candidate: Candidate) {

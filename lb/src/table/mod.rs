@@ -8,6 +8,7 @@ mod bucket;
 mod expire;
 mod insert;
 mod meta;
+mod search;
 #[cfg(test)]
 mod tests;
 
@@ -15,25 +16,23 @@ use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
 
-use prefetch_index::prefetch_index;
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_micro_inline};
 
 pub(crate) use self::bucket::idle_ms as elapsed_ms;
-use self::bucket::{Bucket, Candidate, LANES, set_bits};
+use self::bucket::{Bucket, LANES};
 pub use self::expire::ROUND_MS;
 use self::expire::Sweep;
 pub use self::insert::Insertion;
 pub use self::meta::Meta;
+pub use self::search::Search;
 use crate::Millis;
 use crate::key::SessionKey;
 use crate::limits::Timeouts;
 use crate::state::Timer;
 
-/// Keys that one batch lookup takes: a worker's burst. More than a core has outstanding reads gain nothing.
+/// Searches that are finished at once: a bit of a word each. More than a core has outstanding reads gain nothing.
 pub const BATCH: usize = 32;
-const _: () = assert!(BATCH <= 32, "a bit each in `lookup_batch`");
 
 /// Entries per hundred lanes that the table is sized for; beyond, insertions begin to fail now and then.
 const FILL_PERCENT: usize = 91;
@@ -114,13 +113,6 @@ struct Place {
     first: usize,
     second: usize,
     signature: u16,
-}
-
-/// Where a batch looks for a key.
-#[derive(Clone, Copy, Default)]
-struct Probe {
-    bucket: usize,
-    candidate: Candidate,
 }
 
 /// What an entry's bucket keeps of its hash; 0 is for free lanes.
@@ -226,7 +218,7 @@ impl SessionTable {
             return Some(Self::hit(place.first, lane, meta));
         }
         // Most buckets have sent nobody away, so most misses end here.
-        if first.overflow.load(Relaxed) == 0 {
+        if !first.has_overflow() {
             return None;
         }
         let (lane, meta) = self.buckets[place.second].find(&words, place.signature)?;
@@ -242,61 +234,6 @@ impl SessionTable {
             hash,
             hit: self.find_at(self.place(hash), key),
         }
-    }
-
-    /// Looks the keys of up to [`BATCH`] items up. The memory reads of the keys overlap, so a batch costs far less than its
-    /// keys one by one when the table is larger than the caches.
-    #[inline]
-    pub fn lookup_batch<T>(
-        &self,
-        items: &[T],
-        key: impl Fn(&T) -> &SessionKey,
-        lookups: &mut [Lookup; BATCH],
-    ) {
-        let mut probes = [Probe::default(); BATCH];
-        for ((item, lookup), probe) in items.iter().zip(lookups.iter_mut()).zip(&mut probes) {
-            lookup.hash = self.hash(key(item));
-            probe.bucket = self.scale(lookup.hash);
-            prefetch_index(&self.buckets, probe.bucket);
-        }
-        let probes = &mut probes[..items.len().min(BATCH)];
-        // A bit for each probe that goes on to its second bucket. Most buckets have sent nobody away, so most misses end in the
-        // first. No branch: with a full table it would be taken as often as not.
-        let mut elsewhere = 0u32;
-        for (at, (probe, lookup)) in probes.iter_mut().zip(lookups.iter()).enumerate() {
-            let first = &self.buckets[probe.bucket];
-            probe.candidate = first.candidate(signature(lookup.hash));
-            first.prefetch(probe.candidate);
-            elsewhere |= u32::from(probe.candidate.is_none() && first.overflow.load(Relaxed) != 0) << at;
-        }
-        for at in set_bits(elsewhere).map(usize::from) {
-            probes[at].bucket = self.place(lookups[at].hash).second;
-            prefetch_index(&self.buckets, probes[at].bucket);
-        }
-        for at in set_bits(elsewhere).map(usize::from) {
-            let second = &self.buckets[probes[at].bucket];
-            probes[at].candidate = second.candidate(signature(lookups[at].hash));
-            second.prefetch(probes[at].candidate);
-        }
-        for ((item, lookup), probe) in items.iter().zip(lookups.iter_mut()).zip(probes) {
-            if probe.candidate.is_none() {
-                lookup.hit = None;
-                continue;
-            }
-            let key = key(item);
-            // Each branch writes its own result: see `parse::simple`.
-            match self.buckets[probe.bucket].confirm(probe.candidate, &key.words()) {
-                Some(meta) => lookup.hit = Some(Self::hit(probe.bucket, probe.candidate.lane, meta)),
-                None => self.look_again(key, lookup),
-            }
-        }
-    }
-
-    /// For another key with the same signature, or a removal meanwhile.
-    #[cold]
-    #[inline(never)]
-    fn look_again(&self, key: &SessionKey, lookup: &mut Lookup) {
-        lookup.hit = self.find_at(self.place(lookup.hash), key);
     }
 
     /// Charges frames to an entry and restarts its timer.

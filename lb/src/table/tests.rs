@@ -51,7 +51,8 @@ fn batch_pins(table: &SessionTable, numbers: &[u32]) -> Vec<Option<u8>> {
     let mut lookups = [Lookup::NONE; BATCH];
     keys.chunks(BATCH)
         .flat_map(|keys| {
-            table.lookup_batch(keys, |key| key, &mut lookups);
+            let searches: Vec<_> = keys.iter().map(|key| (key, table.begin(key))).collect();
+            table.finish(&searches, |&search| search, &mut lookups);
             lookups[..keys.len()].to_vec()
         })
         .map(|lookup| lookup.hit.map(|hit| hit.meta.nic()))

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vnic_lb::balancer::{Balancer, Observed};
+use vnic_lb::balancer::{Balancer, Burst};
 use vnic_lb::policy::Algorithm;
 
 use crate::plot::Plots;
@@ -178,7 +178,7 @@ fn adaptive(rates: &Rates) -> Run {
     let mut world = World {
         balancer,
         nics: vec![u8::MAX; MILLION as usize],
-        burst: Vec::with_capacity(BURST),
+        burst: Burst::with_capacity(BURST),
         senders: Vec::with_capacity(BURST),
         out: Vec::new(),
     };
@@ -214,14 +214,14 @@ fn adaptive(rates: &Rates) -> Run {
 struct World {
     balancer: Arc<Balancer>,
     nics: Vec<u8>,
-    burst: Vec<Observed>,
+    burst: Burst,
     senders: Vec<u32>,
     out: Vec<Option<u8>>,
 }
 
 impl World {
     fn send(&mut self, now: u32, session: u32, len: u32) {
-        self.burst.push(frame(session, len));
+        self.burst.push_parsed(&frame(session, len));
         self.senders.push(session);
         if self.burst.len() == BURST {
             self.flush(now);
@@ -229,7 +229,7 @@ impl World {
     }
 
     fn flush(&mut self, now: u32) {
-        self.balancer.steer(0, now, &self.burst, &mut self.out);
+        self.balancer.steer(0, now, &mut self.burst, &mut self.out);
         for (&session, nic) in self.senders.iter().zip(&self.out) {
             self.nics[session as usize] = nic.unwrap_or(0);
         }

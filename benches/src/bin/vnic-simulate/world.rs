@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use vnic_benches::udp_frame;
-use vnic_lb::balancer::{Balancer, BalancerConfig, Observed};
+use vnic_lb::balancer::{Balancer, BalancerConfig, Burst, Observed};
 use vnic_lb::limits::SessionLimits;
 use vnic_lb::nics::{NicIndex, NicInfo};
 use vnic_lb::parse::parse;
@@ -78,21 +78,17 @@ pub fn eight(algorithm: Algorithm, capacity: usize) -> Arc<Balancer> {
 
 /// A frame of a session.
 pub fn frame(session: u32, frame_len: u32) -> Observed {
-    Observed {
-        parsed: parse(&udp_frame(session)),
-        frame_len,
-        timestamps: [0; 2],
-    }
+    Observed::new(parse(&udp_frame(session)), frame_len)
 }
 
 /// One frame of each session, and the NICs that they left by.
 pub fn steer_each(balancer: &Balancer, now: u32, sessions: impl Iterator<Item = u32>) -> Vec<NicIndex> {
-    let (mut all, mut out, mut burst) = (Vec::new(), Vec::new(), Vec::with_capacity(BURST));
+    let (mut all, mut out, mut burst) = (Vec::new(), Vec::new(), Burst::with_capacity(BURST));
     let mut sessions = sessions.peekable();
     while let Some(session) = sessions.next() {
-        burst.push(frame(session, 100));
+        burst.push_parsed(&frame(session, 100));
         if burst.len() == BURST || sessions.peek().is_none() {
-            balancer.steer(0, now, &burst, &mut out);
+            balancer.steer(0, now, &mut burst, &mut out);
             all.extend(out.iter().map(|nic| nic.unwrap_or(0)));
             burst.clear();
         }
