@@ -5,6 +5,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::bytes::{CACHE_LINE, copy, copy_once, prefetch_read, prefetch_write, read_once, read_once_16};
+use super::walk::DESC_F_WRITE;
 use crate::memory::guest::{GuestMemory, Window};
 
 /// Segments that a batch has room for: a chain that alone needs more is an absurd way to describe a frame.
@@ -43,6 +44,15 @@ pub(crate) enum Direction {
 }
 
 impl Direction {
+    /// What the flags of a descriptor say of the direction.
+    #[inline(always)]
+    pub(super) fn flag(self) -> u16 {
+        match self {
+            Direction::Readable => 0,
+            Direction::Writable => DESC_F_WRITE,
+        }
+    }
+
     /// Starts to bring a line of a buffer into the cache.
     #[inline(always)]
     fn prefetch(self, host: NonNull<u8>) {
@@ -141,6 +151,13 @@ struct Segment {
 // SAFETY: an address belongs to no thread; the batch holds the map that keeps it valid.
 unsafe impl Send for Segment {}
 
+/// A descriptor that is a chain of its own.
+pub(super) struct Lone {
+    pub(super) id: u16,
+    pub(super) addr: u64,
+    pub(super) len: u32,
+}
+
 /// Why a buffer cannot be added to a batch.
 pub(super) enum Refusal {
     /// No room; adding it to an emptier batch may work.
@@ -215,29 +232,48 @@ impl Batch {
         Ok(())
     }
 
-    /// Adds a chain of one buffer, which takes one place in the ring, if the buffer lies in the region that was used last and there
-    /// is room: nearly every chain is like that. `false`, and nothing done, where that must be looked into.
+    /// Adds chains of one buffer, each of which takes one place in the ring, while `next` gives them, at most `most`; returns how many
+    /// there were. Nearly every chain is like that. Stops before one whose buffer does not lie in the region that was used last,
+    /// which must be looked into.
     #[inline(always)]
-    pub(super) fn push_lone(&mut self, id: u16, addr: u64, len: u32, direction: Direction) -> bool {
-        let Some(host) = self.window.holds(addr, len) else {
-            return false;
-        };
-        if self.segments.len() == MAX_SEGMENTS || self.chains.len() == MAX_CHAINS {
-            return false;
-        }
-        direction.prefetch_front(host, len);
+    pub(super) fn push_lone(
+        &mut self,
+        most: usize,
+        direction: Direction,
+        mut next: impl FnMut(u16) -> Option<Lone>,
+    ) -> u16 {
         let first = self.segments.len();
-        self.segments.push(Segment { host, len });
-        self.chains.push(Chain {
-            id,
-            entries: 1,
-            first: narrow(first),
-            segments: 1,
-            len,
-            truncated: false,
-        });
-        self.open = (first + 1, 0);
-        true
+        let room = (MAX_SEGMENTS - first).min(MAX_CHAINS - self.chains.len());
+        let segments = self.segments.spare_capacity_mut().iter_mut();
+        let chains = self.chains.spare_capacity_mut().iter_mut();
+        let mut count = 0;
+        for ((segment, chain), at) in segments.zip(chains).zip(0..).take(most.min(room)) {
+            let Some(Lone { id, addr, len }) = next(at) else {
+                break;
+            };
+            let Some(host) = self.window.holds(addr, len) else {
+                break;
+            };
+            direction.prefetch_front(host, len);
+            segment.write(Segment { host, len });
+            chain.write(Chain {
+                id,
+                entries: 1,
+                first: narrow(first + usize::from(at)),
+                segments: 1,
+                len,
+                truncated: false,
+            });
+            count = at + 1;
+        }
+        let added = usize::from(count);
+        // SAFETY: so many elements behind the former end were just written, in both, within their capacities.
+        unsafe {
+            self.segments.set_len(first + added);
+            self.chains.set_len(self.chains.len() + added);
+        }
+        self.open = (first + added, 0);
+        count
     }
 
     /// Ends the open chain, which takes `entries` places in the ring.

@@ -66,8 +66,8 @@ pub(crate) trait Engine {
     /// Shows the driver what was completed.
     fn publish(&mut self);
 
-    /// Empties the batch, whose chains were all completed.
-    fn forget(&mut self);
+    /// Marks all chains of the batch as used, with nothing written into them, and empties it.
+    fn complete_unread(&mut self);
 
     /// Marks the chains from `first` up to `end`, into which `written` bytes went, as used.
     #[inline]
@@ -99,10 +99,10 @@ pub(crate) trait Engine {
         self.core().batch.chains().get(index).copied()
     }
 
-    /// Number of chains in the batch.
+    /// All of them.
     #[inline]
-    fn gathered(&self) -> usize {
-        self.core().batch.chains().len()
+    fn chains(&self) -> &[Chain] {
+        self.core().batch.chains()
     }
 
     /// The beginning of a chain whose header has `skip` bytes, at least two.

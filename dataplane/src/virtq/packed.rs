@@ -7,11 +7,11 @@ use std::sync::atomic::{Ordering, fence};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::chain::{Chain, Direction};
+use super::chain::{Chain, Direction, Lone};
 use super::cursors::{CursorSlot, Keeping};
 use super::engine::{Core, Engine, More};
-use super::packed_layout::{PackedParts, Position, UsedElement, Wish};
-use super::walk::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Stop, WALK_BUDGET, Walk};
+use super::packed_layout::{Fields, PackedParts, Position, UsedElement, Wish};
+use super::walk::{DESC_F_INDIRECT, DESC_F_NEXT, Stop, WALK_BUDGET, Walk};
 use super::{MAX_INDIRECT_CHAIN, RingError, RingSpec};
 
 /// A packed virtqueue (virtio 1.2, 2.8), device side, with its pointers resolved.
@@ -156,6 +156,23 @@ impl PackedRing {
         self.core.call.errors()
     }
 
+    /// Takes chains of one buffer, as most are, up to the first other one, the end of the ring or `max`; returns how many.
+    #[inline(always)]
+    fn take_lone(&mut self, direction: Direction, max: usize) -> u16 {
+        let (here, parts) = (self.next_avail, &self.parts);
+        let most = usize::from((parts.size - self.outstanding).min(parts.size - here.index)).min(max);
+        let taken = self.core.batch.push_lone(most, direction, |by| {
+            let index = here.index + by;
+            here.is_lone(parts.load_flags(index), direction).then(|| {
+                let Fields { id, addr, len } = parts.fields(index);
+                Lone { id, addr, len }
+            })
+        });
+        self.next_avail = here.ahead(taken, self.parts.size);
+        self.outstanding += taken;
+        taken
+    }
+
     /// Takes the next chain, if there is one.
     fn take(&mut self, direction: Direction, walked: &mut u32) -> Result<Taken, RingError> {
         let here = self.next_avail;
@@ -168,22 +185,6 @@ impl PackedRing {
         }
         if self.core.batch.is_full() {
             return Ok(Taken::NoRoom);
-        }
-        // Most chains are one buffer.
-        if flags & (DESC_F_NEXT | DESC_F_INDIRECT) == 0
-            && (flags & DESC_F_WRITE != 0) == (direction == Direction::Writable)
-        {
-            let fields = self.parts.fields(here.index);
-            if self
-                .core
-                .batch
-                .push_lone(fields.id, fields.addr, fields.len, direction)
-            {
-                *walked += 1;
-                self.next_avail = here.ahead(1, self.parts.size);
-                self.outstanding += 1;
-                return Ok(Taken::Chain);
-            }
         }
         let walk = if flags & DESC_F_INDIRECT == 0 {
             self.walk_direct(flags, direction, walked)
@@ -351,7 +352,13 @@ impl Engine for PackedRing {
         let mut walked = 0;
         let mut taken = 0;
         let mut otherwise = More::Empty;
-        while taken < max && walked < WALK_BUDGET {
+        loop {
+            let lone = self.take_lone(direction, max - taken);
+            taken += usize::from(lone);
+            walked += u32::from(lone);
+            if taken == max || walked >= WALK_BUDGET {
+                break;
+            }
             match self.take(direction, &mut walked) {
                 Ok(Taken::Chain) => taken += 1,
                 Ok(Taken::Nothing) => break,
@@ -390,8 +397,18 @@ impl Engine for PackedRing {
         self.staged += chain.entries;
     }
 
-    #[inline]
-    fn forget(&mut self) {
+    fn complete_unread(&mut self) {
+        let chains = self.core.batch.chains();
+        let Some(&first) = chains.first() else { return };
+        self.complete(&first, 0);
+        let mut here = self.next_used;
+        for chain in &self.core.batch.chains()[1..] {
+            self.parts
+                .store_used(here.index, UsedElement::new(here, chain.id, 0));
+            here = here.ahead(chain.entries, self.parts.size);
+            self.staged += chain.entries;
+        }
+        self.next_used = here;
         self.core.batch.clear();
     }
 

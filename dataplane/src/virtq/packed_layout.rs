@@ -4,8 +4,9 @@
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
+use super::chain::Direction;
 use super::layout::{DESC_BYTES, RawDescriptor, resolve_part};
-use super::walk::DESC_F_WRITE;
+use super::walk::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE};
 use super::{MAX_RING_SIZE, RingError, RingSpec};
 
 const DESC_F_AVAIL: u16 = 1 << 7;
@@ -93,6 +94,14 @@ impl Position {
     pub(super) fn is_available(self, flags: u16) -> bool {
         let expected = if self.wrap { DESC_F_AVAIL } else { DESC_F_USED };
         flags & (DESC_F_AVAIL | DESC_F_USED) == expected
+    }
+
+    /// Whether these flags make the descriptor here available, and all of a chain whose buffer is for that direction.
+    #[inline]
+    pub(super) fn is_lone(self, flags: u16, direction: Direction) -> bool {
+        let available = if self.wrap { DESC_F_AVAIL } else { DESC_F_USED };
+        let expected = available | direction.flag();
+        flags & (DESC_F_AVAIL | DESC_F_USED | DESC_F_NEXT | DESC_F_INDIRECT | DESC_F_WRITE) == expected
     }
 
     /// Whether these flags say that the descriptor here is used and not yet made available again.

@@ -5,11 +5,11 @@ use std::sync::atomic::{Ordering, fence};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::chain::{Chain, Direction};
+use super::chain::{Chain, Direction, Lone};
 use super::engine::{Core, Engine, More};
 use super::layout::{Descriptor, Parts};
 use super::notify::need_event;
-use super::walk::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Stop, WALK_BUDGET, Walk};
+use super::walk::{DESC_F_INDIRECT, DESC_F_NEXT, Stop, WALK_BUDGET, Walk};
 use super::{MAX_INDIRECT_CHAIN, RingError, RingSpec};
 
 const AVAIL_F_NO_INTERRUPT: u16 = 1;
@@ -165,6 +165,22 @@ impl SplitRing {
         Ok(ahead)
     }
 
+    /// Takes chains of one buffer, as most are, up to the first other one or `most`, of which all are available; returns how many.
+    #[inline(always)]
+    fn take_lone(&mut self, direction: Direction, most: usize) -> u16 {
+        let (next, parts) = (self.next_avail, &self.parts);
+        let taken = self.core.batch.push_lone(most, direction, |by| {
+            let head = parts.avail_entry(next.wrapping_add(by));
+            if head >= parts.size {
+                return None;
+            }
+            let Descriptor { addr, len, flags, .. } = parts.descriptor(head);
+            (flags == direction.flag()).then_some(Lone { id: head, addr, len })
+        });
+        self.next_avail = next.wrapping_add(taken);
+        taken
+    }
+
     /// Takes the next chain. `false`: the batch has no room for it, and it was not taken.
     fn take(&mut self, direction: Direction, walked: &mut u32) -> Result<bool, RingError> {
         if self.core.batch.is_full() {
@@ -178,16 +194,6 @@ impl SplitRing {
                 head,
                 size: self.parts.size,
             });
-        }
-        // Most chains are one buffer.
-        let desc = self.parts.descriptor(head);
-        if desc.flags & !DESC_F_WRITE == 0
-            && (desc.flags & DESC_F_WRITE != 0) == (direction == Direction::Writable)
-            && self.core.batch.push_lone(head, desc.addr, desc.len, direction)
-        {
-            *walked += 1;
-            self.next_avail = self.next_avail.wrapping_add(1);
-            return Ok(true);
         }
         match self.walk(head, direction, walked) {
             Ok(truncated) => {
@@ -273,7 +279,14 @@ impl Engine for SplitRing {
         }
         let mut walked = 0;
         let mut taken = 0;
-        while taken < available.min(max) && walked < WALK_BUDGET {
+        let most = available.min(max);
+        loop {
+            let lone = self.take_lone(direction, most - taken);
+            taken += usize::from(lone);
+            walked += u32::from(lone);
+            if taken == most || walked >= WALK_BUDGET {
+                break;
+            }
             match self.take(direction, &mut walked) {
                 Ok(true) => taken += 1,
                 Ok(false) => break,
@@ -301,8 +314,13 @@ impl Engine for SplitRing {
         self.staged = self.staged.wrapping_add(1);
     }
 
-    #[inline]
-    fn forget(&mut self) {
+    fn complete_unread(&mut self) {
+        let mut counter = self.used_idx.wrapping_add(self.staged);
+        for chain in self.core.batch.chains() {
+            self.parts.write_used(counter, chain.id, 0);
+            counter = counter.wrapping_add(1);
+        }
+        self.staged = counter.wrapping_sub(self.used_idx);
         self.core.batch.clear();
     }
 

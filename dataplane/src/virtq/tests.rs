@@ -497,10 +497,9 @@ fn take_numbered(ring: &mut impl Engine, next: u32) -> Result<u32, RingError> {
         let mut bytes = [0; 4];
         assert_eq!(ring.read(&mut ring.cursor(&chain, 0), &mut bytes), 4);
         assert_eq!(u32::from_le_bytes(bytes), number);
-        ring.complete(&chain, 0);
     }
+    ring.complete_unread();
     ring.publish();
-    ring.forget();
     Ok(u32::try_from(count).unwrap())
 }
 

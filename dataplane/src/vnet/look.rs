@@ -107,20 +107,18 @@ pub fn look(ring: &mut Ring, max: usize, looks: &mut Vec<Look>) -> Result<(), Ri
     either!(ring, engine => look_at(engine, max, looks))
 }
 
-fn look_at(ring: &mut impl Engine, max: usize, looks: &mut Vec<Look>) -> Result<(), RingError> {
+fn look_at<R: Engine>(ring: &mut R, max: usize, looks: &mut Vec<Look>) -> Result<(), RingError> {
     looks.clear();
     let More::Chains(_) = ring.gather(Direction::Readable, max)? else {
         return Ok(());
     };
+    let ring = &*ring;
     let skip = if Header::len_on(ring) == Header::LEN {
         Header::LEN_U8
     } else {
         Header::LEGACY_LEN_U8
     };
-    for index in 0..ring.gathered() {
-        let Some(chain) = ring.chain(index) else { break };
-        looks.push(Look::at(ring, &chain, skip));
-    }
+    looks.extend(ring.chains().iter().map(|chain| Look::at(ring, chain, skip)));
     Ok(())
 }
 
@@ -149,11 +147,7 @@ const PEEK: usize = 256;
 /// Completes all chains of the last [`look`], in their order, and publishes them. Does not notify.
 pub fn finish(ring: &mut Ring) {
     either!(ring, engine => {
-        for index in 0..engine.gathered() {
-            let Some(chain) = engine.chain(index) else { break };
-            engine.complete(&chain, 0);
-        }
+        engine.complete_unread();
         engine.publish();
-        engine.forget();
     });
 }

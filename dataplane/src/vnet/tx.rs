@@ -61,20 +61,15 @@ fn take_pieces(ring: &impl Engine, chain: &Chain, look: &Look, chunks: &ChunkCac
 }
 
 /// Completes and throws away up to `max` frames that the guest sends: a ring that is started but not enabled.
-pub fn discard_from_guest(ring: &mut Ring, max: usize) -> Result<u32, RingError> {
+pub fn discard_from_guest(ring: &mut Ring, max: usize) -> Result<usize, RingError> {
     either!(ring, engine => discard(engine, max))
 }
 
-fn discard(ring: &mut impl Engine, max: usize) -> Result<u32, RingError> {
-    let mut chains = 0;
-    let More::Chains(_) = ring.gather(Direction::Readable, max)? else {
-        return Ok(chains);
+fn discard(ring: &mut impl Engine, max: usize) -> Result<usize, RingError> {
+    let More::Chains(chains) = ring.gather(Direction::Readable, max)? else {
+        return Ok(0);
     };
-    for index in 0..ring.gathered() {
-        let Some(chain) = ring.chain(index) else { break };
-        ring.complete(&chain, 0);
-        chains += 1;
-    }
+    ring.complete_unread();
     ring.publish();
     Ok(chains)
 }

@@ -44,8 +44,8 @@ impl Context {
     fn discard_burst(&self, port: &Port, engine: &mut virtq::Ring) -> Result<usize, RingError> {
         let discarded = vnet::discard_from_guest(engine, BURST)?;
         let drops = &port.state.counters.of(self.index).drops;
-        drops.add(DropReason::RingDisabled, u64::from(discarded));
-        Ok(discarded as usize)
+        drops.add(DropReason::RingDisabled, discarded as u64);
+        Ok(discarded)
     }
 
     /// Looks at a burst, copies each of its frames to where it goes, and gives the guest its buffers back.
