@@ -122,6 +122,7 @@ impl<T> Shared<T> {
     }
 
     /// Processes all that was handed off before the caller came, or its burst would overtake an earlier one of its own.
+    #[inline]
     fn catch_up(
         &self,
         inner: &mut T,
@@ -129,7 +130,8 @@ impl<T> Shared<T> {
         fill: &mut impl FnMut(&mut T, &mut ChunkCache, &mut Vec<Frame>),
     ) {
         for _ in 0..self.hand_off.capacity().div_ceil(Stock::BATCH) {
-            if !self.take_over(inner, stock, fill) {
+            // What the caller itself pushed it sees; no fence is needed for that, and taking from an empty ring has one.
+            if self.hand_off.is_empty() || !self.take_over(inner, stock, fill) {
                 break;
             }
         }

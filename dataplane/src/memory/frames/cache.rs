@@ -11,8 +11,8 @@ use super::{
 const BATCH: usize = 256;
 
 /// Frames up to this long begin at one of [`COLOURS`] offsets.
-const SHORT: usize = 2048;
-const COLOURS: usize = 16;
+const SHORT: usize = 1792;
+const COLOURS: usize = 32;
 const CACHE_LINE: usize = 64;
 const _: () = assert!(SHORT + COLOURS * CACHE_LINE <= SEGMENT_SIZE);
 
