@@ -60,14 +60,22 @@ pub(crate) trait Engine {
     /// Makes the batch's chains from `index` on available again, and empties the batch.
     fn return_from(&mut self, index: usize);
 
-    /// Marks a chain as used, to be seen with the next [`Engine::publish`]. Chains must be completed in the order taken.
-    fn complete(&mut self, chain: &Chain, written: u32);
+    /// Marks the batch's chains from an index on as used, one for each number of bytes that were written, to be seen with the next
+    /// [`Engine::publish`]. Chains must be completed in the order taken.
+    fn complete(&mut self, from: usize, written: impl IntoIterator<Item = u32>);
 
     /// Shows the driver what was completed.
     fn publish(&mut self);
 
+    /// Empties the batch, whose chains were all completed.
+    fn forget(&mut self);
+
     /// Marks all chains of the batch as used, with nothing written into them, and empties it.
-    fn complete_unread(&mut self);
+    #[inline]
+    fn complete_unwritten(&mut self) {
+        self.complete(0, std::iter::repeat(0));
+        self.forget();
+    }
 
     /// Marks the chains from `first` up to `end`, into which `written` bytes went, as used.
     #[inline]
@@ -77,7 +85,7 @@ pub(crate) trait Engine {
             let Some(chain) = self.chain(index) else { break };
             let here = left.min(chain.len());
             left -= here;
-            self.complete(&chain, u32::try_from(here).unwrap_or(u32::MAX));
+            self.complete(index, [u32::try_from(here).unwrap_or(u32::MAX)]);
         }
     }
 

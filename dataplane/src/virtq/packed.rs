@@ -7,7 +7,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::chain::{Chain, Direction, Lone};
+use super::chain::{Direction, Lone};
 use super::cursors::{CursorSlot, Keeping};
 use super::engine::{Core, Engine, More};
 use super::packed_layout::{Fields, PackedParts, Position, UsedElement, Wish};
@@ -384,31 +384,25 @@ impl Engine for PackedRing {
         self.core.batch.clear();
     }
 
-    #[inline]
-    fn complete(&mut self, chain: &Chain, written: u32) {
-        let here = self.next_used;
-        let element = UsedElement::new(here, chain.id, written);
-        if self.first.is_none() {
-            self.first = Some((here, element));
-        } else {
-            self.parts.store_used(here.index, element);
-        }
-        self.next_used = self.next_used.ahead(chain.entries, self.parts.size);
-        self.staged += chain.entries;
-    }
-
-    fn complete_unread(&mut self) {
-        let chains = self.core.batch.chains();
-        let Some(&first) = chains.first() else { return };
-        self.complete(&first, 0);
+    #[inline(always)]
+    fn complete(&mut self, from: usize, written: impl IntoIterator<Item = u32>) {
+        let chains = self.core.batch.chains().get(from..).unwrap_or_default();
         let mut here = self.next_used;
-        for chain in &self.core.batch.chains()[1..] {
-            self.parts
-                .store_used(here.index, UsedElement::new(here, chain.id, 0));
+        for (chain, written) in chains.iter().zip(written) {
+            let element = UsedElement::new(here, chain.id, written);
+            if self.first.is_none() {
+                self.first = Some((here, element));
+            } else {
+                self.parts.store_used(here.index, element);
+            }
             here = here.ahead(chain.entries, self.parts.size);
             self.staged += chain.entries;
         }
         self.next_used = here;
+    }
+
+    #[inline]
+    fn forget(&mut self) {
         self.core.batch.clear();
     }
 

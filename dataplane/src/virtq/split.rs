@@ -5,7 +5,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::chain::{Chain, Direction, Lone};
+use super::chain::{Direction, Lone};
 use super::engine::{Core, Engine, More};
 use super::layout::{Descriptor, Parts};
 use super::notify::need_event;
@@ -307,20 +307,19 @@ impl Engine for SplitRing {
         self.core.batch.clear();
     }
 
-    #[inline]
-    fn complete(&mut self, chain: &Chain, written: u32) {
-        self.parts
-            .write_used(self.used_idx.wrapping_add(self.staged), chain.id, written);
-        self.staged = self.staged.wrapping_add(1);
-    }
-
-    fn complete_unread(&mut self) {
+    #[inline(always)]
+    fn complete(&mut self, from: usize, written: impl IntoIterator<Item = u32>) {
+        let chains = self.core.batch.chains().get(from..).unwrap_or_default();
         let mut counter = self.used_idx.wrapping_add(self.staged);
-        for chain in self.core.batch.chains() {
-            self.parts.write_used(counter, chain.id, 0);
+        for (chain, written) in chains.iter().zip(written) {
+            self.parts.write_used(counter, chain.id, written);
             counter = counter.wrapping_add(1);
         }
         self.staged = counter.wrapping_sub(self.used_idx);
+    }
+
+    #[inline]
+    fn forget(&mut self) {
         self.core.batch.clear();
     }
 

@@ -21,7 +21,7 @@ const PADDING: [u8; WIRE_MIN_LEN] = [0; WIRE_MIN_LEN];
 /// receive ring that breaks the rules is an error only when no frame could be dealt with before.
 pub fn forward<'a>(
     from: &Ring,
-    picks: impl ExactSizeIterator<Item = (usize, &'a Look)>,
+    picks: impl ExactSizeIterator<Item = (usize, &'a Look)> + Clone,
     to: &mut Ring,
 ) -> Result<GuestRxBurst, RingError> {
     either!(from, source => either!(to, target => between(source, picks, target)))
@@ -29,40 +29,32 @@ pub fn forward<'a>(
 
 fn between<'a>(
     from: &impl Engine,
-    picks: impl ExactSizeIterator<Item = (usize, &'a Look)>,
+    picks: impl ExactSizeIterator<Item = (usize, &'a Look)> + Clone,
     to: &mut impl Engine,
 ) -> Result<GuestRxBurst, RingError> {
     let header_len = Header::len_on(to);
-    let mut header = [0; Header::LEN];
-    header.copy_from_slice(Header::of_buffers(1).as_bytes());
     let whole = header_len == Header::LEN;
     deliver(to, picks.len(), |to, next, burst| {
-        let mut picks = picks.peekable();
-        while let Some((index, look)) = picks.next() {
+        let mut picks = picks;
+        loop {
+            let passed = if whole {
+                pass_run(from, picks.clone(), to, *next)
+            } else {
+                0
+            };
+            let mut bytes = 0;
+            let written = picks.by_ref().take(passed).map(|(_, look)| {
+                bytes += look.len() as u64;
+                u32::try_from(Header::LEN + look.len()).unwrap_or(u32::MAX)
+            });
+            to.complete(*next, written);
+            *next += passed;
+            burst.delivered += passed;
+            burst.bytes += bytes;
+            let Some((index, look)) = picks.next() else {
+                return Ok(());
+            };
             let len = look.len().max(WIRE_MIN_LEN);
-            // While this frame is copied, the next one's lines come: more at a time than the processor would think of itself.
-            if let Some((index, look)) = picks.peek().filter(|(_, look)| look.len() > AT_HAND) {
-                from.prefetch(*index, look.skip() + look.len(), Direction::Readable);
-                to.prefetch(*next + 1, Header::LEN + look.len(), Direction::Writable);
-            }
-            // Nearly every frame: in one buffer on both sides, and not to be padded.
-            if whole
-                && look.len() >= WIRE_MIN_LEN
-                && let (Some(chain), Some(target)) = (from.chain(index), to.chain(*next))
-                && from.pass_whole(
-                    &chain,
-                    look.skip() + HEAD..look.skip() + len,
-                    (to, &target),
-                    &header,
-                    look.padded_head(),
-                )
-            {
-                to.complete(&target, u32::try_from(Header::LEN + len).unwrap_or(u32::MAX));
-                *next += 1;
-                burst.delivered += 1;
-                burst.bytes += len as u64;
-                continue;
-            }
             match find_room(to, next, header_len + len)? {
                 Room::UpTo(end) => {
                     put(from, index, look, to, *next, end);
@@ -71,11 +63,43 @@ fn between<'a>(
                     burst.bytes += len as u64;
                 }
                 Room::Never => burst.too_long += 1,
-                Room::NotYet => break,
+                Room::NotYet => return Ok(()),
             }
         }
-        Ok(())
     })
+}
+
+/// Copies frames into the chains from `first` on, one each, up to the first that is not as nearly every one is: in one buffer on both
+/// sides, and not to be padded. Returns how many.
+#[inline(always)]
+fn pass_run<'a>(
+    from: &impl Engine,
+    picks: impl Iterator<Item = (usize, &'a Look)> + Clone,
+    to: &impl Engine,
+    first: usize,
+) -> usize {
+    let mut header = [0; Header::LEN];
+    header.copy_from_slice(Header::of_buffers(1).as_bytes());
+    let (chains, targets) = (from.chains(), to.chains().get(first..).unwrap_or_default());
+    let mut later = picks.clone().skip(1);
+    let mut passed = 0;
+    for ((index, look), target) in picks.zip(targets) {
+        // While this frame is copied, the next one's lines come: more at a time than the processor would think of itself.
+        if let Some((index, look)) = later.next().filter(|(_, look)| look.len() > AT_HAND) {
+            from.prefetch(index, look.skip() + look.len(), Direction::Readable);
+            to.prefetch(first + passed + 1, Header::LEN + look.len(), Direction::Writable);
+        }
+        let rest = look.skip() + HEAD..look.skip() + look.len();
+        if look.len() < WIRE_MIN_LEN
+            || !chains
+                .get(index)
+                .is_some_and(|chain| from.pass_whole(chain, rest, (to, target), &header, look.padded_head()))
+        {
+            break;
+        }
+        passed += 1;
+    }
+    passed
 }
 
 /// Writes the header and a frame into the chains from `first` up to `end`, which have room for both, and completes them.

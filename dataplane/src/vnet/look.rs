@@ -147,7 +147,7 @@ const PEEK: usize = 256;
 /// Completes all chains of the last [`look`], in their order, and publishes them. Does not notify.
 pub fn finish(ring: &mut Ring) {
     either!(ring, engine => {
-        engine.complete_unread();
+        engine.complete_unwritten();
         engine.publish();
     });
 }

@@ -69,7 +69,7 @@ fn discard(ring: &mut impl Engine, max: usize) -> Result<usize, RingError> {
     let More::Chains(chains) = ring.gather(Direction::Readable, max)? else {
         return Ok(0);
     };
-    ring.complete_unread();
+    ring.complete_unwritten();
     ring.publish();
     Ok(chains)
 }

@@ -106,7 +106,7 @@ impl Context {
     pub(super) fn forward_to_port<'a>(
         &mut self,
         from: &virtq::Ring,
-        picks: impl ExactSizeIterator<Item = (usize, &'a Look)>,
+        picks: impl ExactSizeIterator<Item = (usize, &'a Look)> + Clone,
         port: &Port,
         pair_at: usize,
     ) -> bool {

@@ -39,7 +39,7 @@ fn refused(descs: &[(u64, u32, u16)]) -> RingError {
 fn use_all(ring: &mut PackedRing) -> usize {
     let mut used = 0;
     while let Ok(More::Chains(count)) = ring.gather(Direction::Readable, 64) {
-        ring.complete_unread();
+        ring.complete_unwritten();
         ring.publish();
         used += count;
     }
@@ -160,8 +160,7 @@ fn a_burst_is_seen_as_a_whole() {
         let mut ring = driver.packed();
         assert_eq!(ring.gather(Direction::Readable, 8), Ok(More::Chains(3)));
         for index in 0..3 {
-            let chain = ring.chain(index).unwrap();
-            ring.complete(&chain, 0);
+            ring.complete(index, [0]);
             assert_eq!(driver.used(), [], "not before publish");
         }
         ring.publish();
@@ -180,8 +179,7 @@ fn chains_that_were_returned_are_taken_again() {
     ];
     let mut ring = driver.packed();
     assert_eq!(ring.gather(Direction::Readable, 8), Ok(More::Chains(3)));
-    let first = ring.chain(0).unwrap();
-    ring.complete(&first, 7);
+    ring.complete(0, [7]);
     ring.return_from(1);
     ring.publish();
     assert_eq!(driver.used(), [(ids[0], 7)]);
@@ -233,8 +231,7 @@ fn what_was_taken_is_not_available_again_before_it_was_used() {
     assert!(!ring.has_available());
     assert_eq!(ring.gather_more(Direction::Readable, 64), Ok(More::Empty));
     for index in 0..8 {
-        let chain = ring.chain(index).unwrap();
-        ring.complete(&chain, 0);
+        ring.complete(index, [0]);
         assert_eq!(
             ring.gather_more(Direction::Readable, 64),
             Ok(More::Empty),
@@ -338,8 +335,7 @@ fn good_chains_before_a_broken_one_are_kept() {
     let driver = with(&[(SCRATCH, 64, 0), (MEMORY_END, 1, 0)]);
     let mut ring = driver.packed();
     assert_eq!(ring.gather(Direction::Readable, 8), Ok(More::Chains(1)));
-    let chain = ring.chain(0).unwrap();
-    ring.complete(&chain, 0);
+    ring.complete(0, [0]);
     ring.publish();
     assert!(matches!(
         ring.gather(Direction::Readable, 8),

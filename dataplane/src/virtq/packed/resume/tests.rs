@@ -76,11 +76,9 @@ impl Scene {
     }
 
     fn complete(&mut self, count: usize) {
-        for _ in 0..count.min(self.taken - self.completed) {
-            let chain = self.ring.chain(self.completed).unwrap();
-            self.ring.complete(&chain, 60);
-            self.completed += 1;
-        }
+        let count = count.min(self.taken - self.completed);
+        self.ring.complete(self.completed, std::iter::repeat_n(60, count));
+        self.completed += count;
     }
 
     /// The driver takes what it was shown; each must be the next that it waits for.
