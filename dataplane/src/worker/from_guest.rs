@@ -89,11 +89,17 @@ impl Context {
             let drops = &port.state.counters.of(self.index).drops;
             drops.add(DropReason::NoChunk, missing as u64);
         }
-        let mut frames = std::mem::take(&mut self.burst);
-        for (frame, &(_, route, vlan)) in frames.drain(..).zip(&sorted.copied) {
-            self.route(fabric, port, frame, route, vlan);
+        let all_leave = sorted.copied.iter().all(|(_, route, _)| matches!(route, Route::Uplink));
+        if all_leave && self.uplink.is_empty() && !port.vlan.is_access() {
+            // As nearly always, and as `route` would do one by one.
+            std::mem::swap(&mut self.burst, &mut self.uplink);
+        } else {
+            let mut frames = std::mem::take(&mut self.burst);
+            for (frame, &(_, route, vlan)) in frames.drain(..).zip(&sorted.copied) {
+                self.route(fabric, port, frame, route, vlan);
+            }
+            self.burst = frames;
         }
-        self.burst = frames;
         sorted.copied.clear();
     }
 
