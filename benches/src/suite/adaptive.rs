@@ -9,6 +9,7 @@ use super::report::{APART, Section};
 use super::{Field, Settings, cpu_time, folder, patiently};
 
 const NAMES: [&str; 2] = ["busy", "adaptive"];
+const RATIO: &str = "adaptive : busy";
 /// Ports of the daemon that is idle.
 const PORTS: usize = 8;
 
@@ -28,9 +29,9 @@ fn vnicd(settings: &Settings, wait: Wait, what: &str, ports: usize) -> Result<De
 fn under_load(settings: &Settings) -> Section {
     let mut section = Section::new(
         "vnicd: adaptive beside busy, under load",
-        "Million frames a second from VM to VM.",
+        "Million frames a second from VM to VM, and the ratio of each turn.",
         2,
-        &[NAMES[0], NAMES[1], APART],
+        &[NAMES[0], NAMES[1], RATIO, APART],
     );
     let mut field = Field {
         devices: vec![
@@ -46,9 +47,19 @@ fn under_load(settings: &Settings) -> Section {
             let mut all = vec!["--ring", ring];
             all.extend(arguments);
             for run in 0..settings.runs {
-                field.take_turns(&mut section, &format!("{ring}, {load}"), run, |device| {
-                    settings.flood(device, &all)
-                });
+                let load = format!("{ring}, {load}");
+                let (outcomes, apart) = field.turns(&load, run, |device| settings.flood(device, &all));
+                let of = |wanted: &str| {
+                    let (_, outcome) = outcomes.iter().find(|(name, _)| *name == wanted)?;
+                    outcome.as_ref().ok()
+                };
+                if let [Some(busy), Some(adaptive)] = NAMES.map(of) {
+                    section.add(&load, RATIO, Ok(adaptive / busy));
+                }
+                for (name, outcome) in outcomes {
+                    section.add(&load, name, outcome);
+                }
+                section.add(&load, APART, apart);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 use super::device::DEVICE_CPU;
 use super::distance::steadily;
@@ -11,8 +11,11 @@ use super::{GENERATOR_CPU, Settings, on_cpu, patiently, undisturbed};
 use crate::joined::{JoinedPlan, JoinedReport, run as run_joined};
 
 /// Sessions, NICs, ports.
-const CASES: [(u32, u8, u8); 7] = [
-    (1024, 1, 1),
+type Case = (u32, u8, u8);
+
+/// What the others are compared with.
+const BASE: Case = (1024, 1, 1);
+const CASES: [Case; 6] = [
     (1024, 8, 1),
     (1024, 1, 8),
     (1024, 8, 8),
@@ -21,60 +24,81 @@ const CASES: [(u32, u8, u8); 7] = [
     (1 << 20, 8, 1),
 ];
 
-/// Runs all cases.
+const RINGS: [&str; 2] = ["split", "packed"];
+const NANOSECONDS: [&str; 2] = ["split, ns", "packed, ns"];
+const TIMES_BASE: [&str; 2] = ["split, times the first row", "packed, times the first row"];
+
+/// Runs all cases, each right after the one it is compared with, at one distance of the CPUs.
 ///
 /// # Errors
 /// None: what fails is in the table.
 pub(super) fn run(settings: &Settings) -> Result<Vec<Section>> {
-    let columns = ["split", "packed", "split, ns", "packed, ns", APART];
+    let columns = [RINGS, NANOSECONDS, TIMES_BASE].concat();
     let mut section = Section::new(
         "Guest to session balancing to NIC in memory, 60 B",
         "Million frames a second that NICs send which complete at once, and the nanoseconds of the worker for each: everything that \
-         is done to a frame but the kernel's part.",
+         is done to a frame but the kernel's part. How many times the nanoseconds of the first row: of a run of that right before, at the \
+         same distance of the CPUs.",
         2,
-        &columns,
+        &[&columns[..], &[APART]].concat(),
     );
     let mut evenness = Section::new(
         "Evenness of the NICs in the same runs",
         "Frames of the NIC that sent least, as a part of an even share.",
         2,
-        &columns[..2],
+        &RINGS,
     );
     for _ in 0..settings.runs {
-        for (sessions, nics, ports) in CASES {
-            let load = format!("{sessions} sessions, {nics} NICs, {ports} ports");
+        for case in CASES {
             for packed in [false, true] {
-                let plan = JoinedPlan {
-                    packed,
-                    sessions,
-                    nics,
-                    ports,
-                    queue_size: 1024,
-                    cpu: DEVICE_CPU,
-                    times: [
-                        // Every session is there before anything is counted.
-                        Duration::from_secs_f64(settings.warm_up() + f64::from(sessions) / 2e6),
-                        Duration::from_secs_f64(settings.seconds),
-                    ],
-                };
-                let (report, apart) = steadily(|| patiently(|| on_cpu(GENERATOR_CPU, || run_alone(&plan))));
-                section.add(&load, APART, apart);
-                let name = columns[usize::from(packed)];
-                let nanoseconds = columns[2 + usize::from(packed)];
-                match report {
-                    Ok(report) => {
-                        section.add(&load, name, Ok(report.rate / 1e6));
-                        section.add(&load, nanoseconds, Ok(report.ns_per_frame));
-                        if nics > 1 {
-                            evenness.add(&load, name, Ok(report.least_nic));
+                let ring = usize::from(packed);
+                let (reports, apart) = steadily(|| [BASE, case].map(|case| measure(settings, case, packed)));
+                for case in [BASE, case] {
+                    let apart = apart.as_ref().copied().map_err(|error| anyhow!("{error:#}"));
+                    section.add(&load(case), APART, apart);
+                }
+                let nanoseconds = |report: &Result<JoinedReport>| Some(report.as_ref().ok()?.ns_per_frame);
+                if let [Some(base), Some(this)] = reports.each_ref().map(nanoseconds) {
+                    section.add(&load(case), TIMES_BASE[ring], Ok(this / base));
+                }
+                for (case, report) in [BASE, case].into_iter().zip(reports) {
+                    let load = load(case);
+                    match report {
+                        Ok(report) => {
+                            section.add(&load, RINGS[ring], Ok(report.rate / 1e6));
+                            section.add(&load, NANOSECONDS[ring], Ok(report.ns_per_frame));
+                            if case.1 > 1 {
+                                evenness.add(&load, RINGS[ring], Ok(report.least_nic));
+                            }
                         }
+                        Err(error) => section.add(&load, RINGS[ring], Err(error)),
                     }
-                    Err(error) => section.add(&load, name, Err(error)),
                 }
             }
         }
     }
     Ok(vec![section, evenness])
+}
+
+fn load((sessions, nics, ports): Case) -> String {
+    format!("{sessions} sessions, {nics} NICs, {ports} ports")
+}
+
+fn measure(settings: &Settings, (sessions, nics, ports): Case, packed: bool) -> Result<JoinedReport> {
+    let plan = JoinedPlan {
+        packed,
+        sessions,
+        nics,
+        ports,
+        queue_size: 1024,
+        cpu: DEVICE_CPU,
+        times: [
+            // Every session is there before anything is counted.
+            Duration::from_secs_f64(settings.warm_up() + f64::from(sessions) / 2e6),
+            Duration::from_secs_f64(settings.seconds),
+        ],
+    };
+    patiently(|| on_cpu(GENERATOR_CPU, || run_alone(&plan)))
 }
 
 /// Fails if anything else took much of the two CPUs.

@@ -89,7 +89,10 @@ impl Context {
             let drops = &port.state.counters.of(self.index).drops;
             drops.add(DropReason::NoChunk, missing as u64);
         }
-        let all_leave = sorted.copied.iter().all(|(_, route, _)| matches!(route, Route::Uplink));
+        let all_leave = sorted
+            .copied
+            .iter()
+            .all(|(_, route, _)| matches!(route, Route::Uplink));
         if all_leave && self.uplink.is_empty() && !port.vlan.is_access() {
             // As nearly always, and as `route` would do one by one.
             std::mem::swap(&mut self.burst, &mut self.uplink);
