@@ -1,6 +1,7 @@
 //! The fixtures themselves, without vnicd: so that a failing end-to-end test means the daemon.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -261,6 +262,11 @@ fn a_guest_and_a_peer_talk_through_the_switch() -> Result<()> {
         .map(str::to_owned)
         .to_vec();
     let guest = Guest::launch(folder.path(), &options)?;
+    // QEMU makes it some time after it was started.
+    let made = Path::new("/sys/class/net").join(&link);
+    wait_for("QEMU's tap device", PATIENCE, Duration::from_millis(20), || {
+        Ok(made.exists().then_some(()))
+    })?;
     run(Command::new("ip").args(["link", "set", &link, "netns", cable.name()]))?;
     cable.ip(&["link", "set", &link, "up", "txqueuelen", "10000"])?;
     let switch = LagSwitch::start(&cable, &[link], &peer, PEER_INTERFACE, Distribution::Lag)?;

@@ -30,7 +30,12 @@ impl Burst {
     /// Parses and adds a frame of `frame_len` bytes (without virtio header and FCS) that begins with `head`: all of it, or at
     /// least the first 256 bytes. With `timestamps`, those of TCP are read as well.
     #[inline]
-    pub fn push(&mut self, head: &[u8], frame_len: u32, timestamps: bool) -> &mut Observed {
+    pub fn push(&mut self, head: &[u8], frame_len: u32, timestamps: bool) -> &Observed {
+        self.parse(head, frame_len, timestamps)
+    }
+
+    #[inline]
+    fn parse(&mut self, head: &[u8], frame_len: u32, timestamps: bool) -> &mut Observed {
         let slot = self.next();
         slot.frame_len = frame_len;
         parse_into(head, &mut slot.parsed);
@@ -56,7 +61,7 @@ impl Burst {
         *self.next() = *frame;
     }
 
-    /// Adds a frame as [`Burst::push`] does, begins the lookup of its session.
+    /// Adds a frame as [`Burst::push`] does, and begins the lookup of its session.
     #[inline]
     pub(super) fn push_searched(
         &mut self,
@@ -67,7 +72,7 @@ impl Burst {
     ) -> &Observed {
         let has_begun = self.begun == self.len;
         self.begun += usize::from(has_begun);
-        let frame = self.push(head, frame_len, timestamps);
+        let frame = self.parse(head, frame_len, timestamps);
         frame.search = table.begin(frame.parsed.key());
         frame
     }

@@ -1,4 +1,4 @@
-//! Lookups in stages, so that what one waits for memory is spent on others, or on parsing the next frames.
+//! Lookups in stages: while one waits for memory others go on, or the next frames are parsed.
 //!
 //! A lookup reads two cache lines that depend on each other: the bucket's header, then the entry that the header names. Each stage ends
 //! by asking memory for what the next one reads.
