@@ -92,16 +92,19 @@ impl Position {
     /// Whether these flags make the descriptor here available (virtio 1.2, 2.8.1).
     #[inline]
     pub(super) fn is_available(self, flags: u16) -> bool {
-        let expected = if self.wrap { DESC_F_AVAIL } else { DESC_F_USED };
-        flags & (DESC_F_AVAIL | DESC_F_USED) == expected
+        flags & (DESC_F_AVAIL | DESC_F_USED) == self.available_flags()
     }
 
     /// Whether these flags make the descriptor here available, and all of a chain whose buffer is for that direction.
     #[inline]
     pub(super) fn is_lone(self, flags: u16, direction: Direction) -> bool {
-        let available = if self.wrap { DESC_F_AVAIL } else { DESC_F_USED };
-        let expected = available | direction.flag();
+        let expected = self.available_flags() | direction.flag();
         flags & (DESC_F_AVAIL | DESC_F_USED | DESC_F_NEXT | DESC_F_INDIRECT | DESC_F_WRITE) == expected
+    }
+
+    #[inline]
+    fn available_flags(self) -> u16 {
+        if self.wrap { DESC_F_AVAIL } else { DESC_F_USED }
     }
 
     /// Whether these flags say that the descriptor here is used and not yet made available again.

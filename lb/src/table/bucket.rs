@@ -105,7 +105,7 @@ pub(super) fn set_bits(mut mask: u32) -> impl Iterator<Item = u8> {
 }
 
 /// A lane that may hold a key, and the number of removals from the bucket before that was read.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Candidate {
     seq: u32,
     pub(super) lane: u8,
