@@ -210,7 +210,9 @@ impl Engine {
         stations: Option<Arc<Stations>>,
     ) -> Result<Engine, EngineError> {
         let workers = config.workers.max(1);
-        prefer_huge_pages(balancer.table_addresses());
+        for addresses in balancer.table_addresses() {
+            prefer_huge_pages(addresses);
+        }
         let eventfd = || EventFd::new(EFD_NONBLOCK).map_err(EngineError::EventFd);
         let shared = Arc::new(SharedState {
             fabric: ArcSwap::from_pointee(Fabric::empty(workers)),

@@ -203,7 +203,7 @@ impl Balancer {
 
     /// The addresses that the session table occupies: they should be on huge pages.
     #[must_use]
-    pub fn table_addresses(&self) -> std::ops::Range<usize> {
+    pub fn table_addresses(&self) -> [std::ops::Range<usize>; 2] {
         self.table.addresses()
     }
 
@@ -263,7 +263,7 @@ impl Balancer {
         let info = |entry: Listed| SessionInfo {
             key: entry.key,
             nic: entry.meta.nic(),
-            age_ms: elapsed_ms(now, entry.meta.created()),
+            age_ms: elapsed_ms(now, entry.created),
             idle_ms: elapsed_ms(now, entry.last_seen),
             frames: entry.frames,
             bytes: entry.bytes,

@@ -164,8 +164,9 @@ impl Rebalancer {
         if !has_more || is_asked || self.light.len() >= MAX_LIGHT_MOVES || self.watched.contains_key(&key) {
             return;
         }
-        let age_ms = elapsed_ms(now, hit.meta.created()).max(1_000);
-        let rate = table.bytes_at(&hit) as f64 * 1000.0 / f64::from(age_ms);
+        let Some(entry) = table.read(&hit) else { return };
+        let age_ms = elapsed_ms(now, entry.created).max(1_000);
+        let rate = entry.bytes as f64 * 1000.0 / f64::from(age_ms);
         if rate > rest.excess[from_at] {
             return;
         }

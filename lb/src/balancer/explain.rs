@@ -131,7 +131,9 @@ impl Balancer {
             pinned: stored.map(|hit| hit.meta.nic()),
             has_moved: stored.is_some_and(|hit| hit.meta.has_moved()),
             moves_to: stored.and_then(|hit| hit.meta.target()),
-            pinned_ms: stored.map(|hit| elapsed_ms(now.millis, hit.meta.created())),
+            pinned_ms: stored
+                .and_then(|hit| self.table.read(&hit))
+                .map(|entry| elapsed_ms(now.millis, entry.created)),
             choice,
             reason,
             alive: names(&plan.nics, turn.alive),

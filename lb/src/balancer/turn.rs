@@ -162,9 +162,7 @@ impl Turn<'_> {
     /// Ends all lookups. Some classes have none in the table; what is found by chance is not looked at.
     #[inline]
     fn look_up(&self, burst: &[Observed], lookups: &mut [Lookup; BATCH]) {
-        self.balancer
-            .table
-            .finish(burst, |frame| (frame.parsed.key(), frame.search), lookups);
+        self.balancer.table.finish(burst, |frame| frame.search, lookups);
     }
 
     fn session_nic(&self, frame: &Observed, lookup: &Lookup, run: &mut Run) -> Option<NicIndex> {
@@ -274,7 +272,7 @@ impl Turn<'_> {
             }
             return None;
         }
-        match self.insert(parsed.key(), hash, Meta::new(nic()?, self.now, progress))? {
+        match self.insert(parsed.key(), hash, Meta::new(nic()?, progress))? {
             Insertion::New(hit) => {
                 self.counters.created.fetch_add(1, Relaxed);
                 self.counters.enter(hit.meta);
@@ -307,18 +305,14 @@ impl Turn<'_> {
             let next = after.map_or_else(
                 || {
                     let nic = self.choose(parsed).unwrap_or(hit.meta.nic());
-                    Meta::new(
-                        nic,
-                        self.now,
-                        Progress::first(parsed.key().protocol(), flags, direction),
-                    )
+                    Meta::new(nic, Progress::first(parsed.key().protocol(), flags, direction))
                 },
                 |progress| hit.meta.with_progress(progress),
             );
             match self.balancer.table.replace(&hit, next) {
                 Ok(meta) => {
                     if after.is_none() {
-                        self.balancer.table.clear_counters(&hit);
+                        self.balancer.table.restart(&hit, self.now);
                         self.counters.created.fetch_add(1, Relaxed);
                     }
                     self.counters.change(hit.meta, meta);
@@ -339,7 +333,6 @@ impl Turn<'_> {
         let lookup = self.balancer.table.lookup(&key);
         let meta = Meta::new(
             nic,
-            self.now,
             Progress {
                 timer: Timer::Fragment,
                 spoke: 0,

@@ -1,16 +1,18 @@
 //! Forgetting idle entries, a few at a time.
 //!
-//! A sweep reads the buckets' headers, which hold all that expiry needs, in a round of [`ROUND_MS`]. Each call does
+//! A sweep reads the buckets, which hold all that expiry needs, in a round of [`ROUND_MS`]. Each call does
 //! what is due since the last one, within bounds: so the cost is that of the table's size and not of how often workers
 //! call, and a million entries that expire at once delay no frame for longer than a call takes. What is left stays due.
 
+use std::ops::Range;
 use std::sync::TryLockError;
 use std::sync::atomic::Ordering::Relaxed;
 
 use prefetch_index::prefetch_index;
 
-use super::bucket::{Locked, set_bits};
-use super::{Bucket, Meta, SessionTable, elapsed_ms};
+use super::bucket::set_bits;
+use super::record::Locked;
+use super::{Meta, SessionTable, elapsed_ms};
 use crate::Millis;
 
 /// Time in which every bucket is looked at once; what an entry may outlive its time by, as long as calls keep up.
@@ -63,8 +65,8 @@ impl SessionTable {
         while looked_at < MAX_BUCKETS && removed < MAX_REMOVALS && sweep.owed >= round {
             let due = usize::try_from(sweep.owed / round).unwrap_or(GROUP).min(GROUP);
             let end = (sweep.next + due).min(self.buckets.len());
-            let group = &self.buckets[sweep.next..end];
-            removed += self.expire_group(group, now, on_expired);
+            let group = sweep.next..end;
+            removed += self.expire_group(group.clone(), now, on_expired);
             looked_at += group.len();
             sweep.owed -= group.len() as u64 * round;
             sweep.next = if end == self.buckets.len() { 0 } else { end };
@@ -85,26 +87,24 @@ impl SessionTable {
     }
 
     /// At most [`GROUP`] buckets.
-    fn expire_group(&self, group: &[Bucket], now: Millis, on_expired: &mut dyn FnMut(Meta)) -> usize {
-        for at in 0..group.len() {
-            prefetch_index(group, at);
+    fn expire_group(&self, group: Range<usize>, now: Millis, on_expired: &mut dyn FnMut(Meta)) -> usize {
+        for index in group.clone() {
+            prefetch_index(&self.buckets, index);
         }
         let mut expired = [0u8; GROUP];
-        for (lanes, bucket) in expired.iter_mut().zip(group) {
-            *lanes = bucket.expired_lanes(now, &self.idle_limits);
+        for (lanes, index) in expired.iter_mut().zip(group.clone()) {
+            *lanes = self.buckets[index].expired_lanes(now, &self.idle_limits);
             for lane in set_bits((*lanes).into()) {
-                bucket.prefetch_entry(lane.into());
+                self.records[index].prefetch(lane.into());
             }
         }
         let mut removed = 0;
-        for bucket in expired
-            .iter()
-            .zip(group)
-            .filter(|(lanes, _)| **lanes != 0)
-            .map(|(_, b)| b)
-        {
+        for (lanes, index) in expired.into_iter().zip(group) {
+            if lanes == 0 {
+                continue;
+            }
             // A writer is at it: next round.
-            if let Some(locked) = bucket.lock(1) {
+            if let Some(locked) = self.lock(index, 1) {
                 removed += self.remove_expired(&locked, now, on_expired);
             }
         }
@@ -124,7 +124,7 @@ impl SessionTable {
             let entry = locked.remove(lane.into());
             let home = &self.buckets[self.scale(self.hash(&entry.key))];
             if !std::ptr::eq(home, locked.bucket()) {
-                home.overflow.fetch_sub(1, Relaxed);
+                home.not_elsewhere();
             }
             on_expired(entry.meta);
         }

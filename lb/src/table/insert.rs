@@ -2,7 +2,8 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::bucket::{LANES, LOCK_SPINS, Locked, Snapshot};
+use super::bucket::{LANES, LOCK_SPINS, Use};
+use super::record::{Locked, Snapshot};
 use super::{Hit, Meta, SessionTable};
 use crate::Millis;
 use crate::key::SessionKey;
@@ -34,33 +35,36 @@ impl SessionTable {
         on_expired: &mut dyn FnMut(Meta),
     ) -> Insertion {
         let place = self.place(hash);
-        let [.., kind] = key.words();
-        let meta = meta.with_kind(kind);
+        let meta = meta.with_signature(place.signature);
+        let used = Use {
+            last_seen: now,
+            ..Use::default()
+        };
         let entry = Snapshot {
             key: *key,
             meta,
-            last_seen: now,
-            frames: 0,
-            bytes: 0,
+            created: now,
+            used,
         };
         // Whoever inserts a key or moves it holds the lock of its first bucket, so what is not there now will not
-        // come while we hold it, and the first bucket's overflow says whether to look in the second.
-        let Some(first) = self.buckets[place.first].lock(LOCK_SPINS) else {
+        // come while we hold it, and the first bucket's count says whether to look in the second.
+        let Some(first) = self.lock(place.first, LOCK_SPINS) else {
             return Insertion::Full;
         };
-        if let Some(hit) = self.find_at(place, key) {
+        if let Some(hit) = self.find_at(place) {
             return Insertion::Existing(hit);
         }
         if let Some(lane) = self.make_room(&first, now, on_expired) {
-            first.publish(lane, place.signature, &entry);
+            first.publish(lane, &entry);
             return Self::inserted(place.first, lane, meta);
         }
         // Bounded: two workers that hold each other's second bucket both give up.
-        if let Some(second) = self.buckets[place.second].lock(LOCK_SPINS) {
+        if first.bucket().may_send_elsewhere()
+            && let Some(second) = self.lock(place.second, LOCK_SPINS)
+        {
             if let Some(lane) = self.make_room(&second, now, on_expired) {
-                // Before the entry appears, so that a reader who misses it in the first bucket looks further.
-                first.bucket().overflow.fetch_add(1, Relaxed);
-                second.publish(lane, place.signature, &entry);
+                first.bucket().sent_elsewhere();
+                second.publish(lane, &entry);
                 return Self::inserted(place.second, lane, meta);
             }
             // A search in vain reads the memory of a hundred buckets, so a full table has one in a millisecond and not one for
@@ -70,12 +74,12 @@ impl SessionTable {
                 return Insertion::Full;
             }
             if let Some(lane) = self.displace(&first, place.first, MOVES) {
-                first.publish(lane, place.signature, &entry);
+                first.publish(lane, &entry);
                 return Self::inserted(place.first, lane, meta);
             }
             if let Some(lane) = self.displace(&second, place.second, MOVES) {
-                first.bucket().overflow.fetch_add(1, Relaxed);
-                second.publish(lane, place.signature, &entry);
+                first.bucket().sent_elsewhere();
+                second.publish(lane, &entry);
                 return Self::inserted(place.second, lane, meta);
             }
             self.crowded.store(crowded, Relaxed);
@@ -89,11 +93,11 @@ impl SessionTable {
 
     /// A free lane; entries that have timed out make way.
     fn make_room(&self, locked: &Locked<'_>, now: Millis, on_expired: &mut dyn FnMut(Meta)) -> Option<usize> {
-        if let Some(lane) = locked.free_lane() {
+        if let Some(lane) = locked.bucket().free_lane() {
             return Some(lane);
         }
         self.remove_expired(locked, now, on_expired);
-        locked.free_lane()
+        locked.bucket().free_lane()
     }
 
     /// Moves one entry of a full bucket to its other bucket, after at most `moves - 1` others made room for it
@@ -102,28 +106,31 @@ impl SessionTable {
     /// locks held here is that of the entry's first bucket.
     fn displace(&self, full: &Locked<'_>, index: usize, moves: u32) -> Option<usize> {
         for lane in 0..LANES {
-            let Some(entry) = full.bucket().snapshot(lane) else {
+            let Some(entry) = full.whole().snapshot(lane) else {
                 continue;
             };
             let place = self.place(self.hash(&entry.key));
             let goes_home = place.first != index;
+            if !goes_home && !full.bucket().may_send_elsewhere() {
+                continue;
+            }
             let target = if goes_home { place.first } else { place.second };
             // A bucket that is held already, here or by another worker, is left alone: nobody waits, so nobody deadlocks.
-            let Some(other) = self.buckets[target].lock(1) else {
+            let Some(other) = self.lock(target, 1) else {
                 continue;
             };
-            let free = other.free_lane().or_else(|| {
+            let free = other.bucket().free_lane().or_else(|| {
                 (moves > 1)
                     .then(|| self.displace(&other, target, moves - 1))
                     .flatten()
             });
             let Some(free) = free else { continue };
             if !goes_home {
-                full.bucket().overflow.fetch_add(1, Relaxed);
+                full.bucket().sent_elsewhere();
             }
-            other.publish(free, place.signature, &full.remove(lane));
+            other.publish(free, &full.remove(lane));
             if goes_home {
-                other.bucket().overflow.fetch_sub(1, Relaxed);
+                other.bucket().not_elsewhere();
             }
             return Some(lane);
         }

@@ -1,33 +1,34 @@
 //! The state word of an entry.
 
-use crate::Millis;
-use crate::key::{Direction, KIND_MASK};
+use crate::key::Direction;
 use crate::nics::NicIndex;
 use crate::parse::tcp_flag;
 use crate::state::{Progress, Timer};
 
 /// One word that changes as a whole:
-/// `created:32 unused:2 watch:10 moved:1 target:3 closed:2 spoke:2 timer:4 moving:1 nic:3 kind:4`.
-/// The kind is the last word of the key.
+/// `signature:32 unused:6 watch:10 moved:1 target:3 closed:2 spoke:2 timer:4 moving:1 nic:3`.
+/// The signature is half of the key's hash. In a bucket, the unused bits are the bucket's.
 ///
 /// A session that is asked to move has `moving` set, which makes a NIC that does not exist of its [`Meta::pin`]: the frame
 /// loop, which asks whether the pin is alive anyway, finds out without a question of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Meta(u64);
 
-const NIC_SHIFT: u32 = 4;
-const TIMER_SHIFT: u32 = 8;
-const SPOKE_SHIFT: u32 = 12;
-const CLOSED_SHIFT: u32 = 14;
-const TARGET_SHIFT: u32 = 16;
-const WATCH_SHIFT: u32 = 20;
-const CREATED_SHIFT: u32 = 32;
-const NIC_MASK: u64 = 0x7 << NIC_SHIFT;
-const MOVING: u64 = 0x8 << NIC_SHIFT;
+const TIMER_SHIFT: u32 = 4;
+const SPOKE_SHIFT: u32 = 8;
+const CLOSED_SHIFT: u32 = 10;
+const TARGET_SHIFT: u32 = 12;
+const WATCH_SHIFT: u32 = 16;
+/// The first of the bits that a bucket keeps something of its own in.
+pub(super) const BUCKET_SHIFT: u32 = 26;
+pub(super) const SIGNATURE_SHIFT: u32 = 32;
+const NIC_MASK: u64 = 0x7;
+const MOVING: u64 = 0x8;
 const TARGET_MASK: u64 = 0x7 << TARGET_SHIFT;
 const MOVED: u64 = 0x8 << TARGET_SHIFT;
 const WATCH_MASK: u64 = 0x3ff << WATCH_SHIFT;
 const PROGRESS_MASK: u64 = 0xff << TIMER_SHIFT;
+const SIGNATURE_MASK: u64 = !0 << SIGNATURE_SHIFT;
 
 fn progress_bits(progress: Progress) -> u64 {
     u64::from(progress.timer.number() & 0xf) << TIMER_SHIFT
@@ -36,11 +37,10 @@ fn progress_bits(progress: Progress) -> u64 {
 }
 
 impl Meta {
-    /// The state of an entry made now. [`super::SessionTable::insert`] adds the key's kind.
+    /// The state of an entry made now. [`super::SessionTable::insert`] adds the key's signature.
     #[must_use]
-    pub fn new(nic: NicIndex, created: Millis, progress: Progress) -> Meta {
-        let nic = u64::from(nic & 0x7) << NIC_SHIFT;
-        Meta(u64::from(created) << CREATED_SHIFT | nic | progress_bits(progress))
+    pub fn new(nic: NicIndex, progress: Progress) -> Meta {
+        Meta(u64::from(nic) & NIC_MASK | progress_bits(progress))
     }
 
     pub(super) const fn from_word(word: u64) -> Meta {
@@ -51,32 +51,36 @@ impl Meta {
         self.0
     }
 
-    pub(super) const fn kind(self) -> u64 {
-        self.0 & KIND_MASK
+    pub(super) const fn signature(self) -> u64 {
+        self.0 >> SIGNATURE_SHIFT
     }
 
-    pub(super) const fn with_kind(self, kind: u64) -> Meta {
-        Meta(self.0 & !KIND_MASK | kind & KIND_MASK)
+    pub(super) const fn with_signature_of(self, other: Meta) -> Meta {
+        Meta(self.0 & !SIGNATURE_MASK | other.0 & SIGNATURE_MASK)
+    }
+
+    pub(super) fn with_signature(self, signature: u32) -> Meta {
+        Meta(self.0 & !SIGNATURE_MASK | u64::from(signature) << SIGNATURE_SHIFT)
     }
 
     /// The NIC that the session is pinned to.
     #[must_use]
     #[inline]
     pub const fn nic(self) -> NicIndex {
-        self.low_byte(NIC_SHIFT) & 0x7
+        self.low_byte(0) & 0x7
     }
 
     /// The NIC, or a number that is no NIC's if the session is asked to move.
     #[must_use]
     #[inline]
     pub const fn pin(self) -> NicIndex {
-        self.low_byte(NIC_SHIFT) & 0xf
+        self.low_byte(0) & 0xf
     }
 
     /// The same, moved to another NIC.
     #[must_use]
     pub fn with_nic(self, nic: NicIndex) -> Meta {
-        Meta(self.0 & !(NIC_MASK | MOVING | TARGET_MASK) | MOVED | u64::from(nic & 0x7) << NIC_SHIFT)
+        Meta(self.0 & !(NIC_MASK | MOVING | TARGET_MASK) | MOVED | u64::from(nic) & NIC_MASK)
     }
 
     /// Whether the session has been on another NIC before.
@@ -129,6 +133,11 @@ impl Meta {
         Meta(self.0 & !PROGRESS_MASK | progress_bits(progress))
     }
 
+    /// The number of its timer, below 16.
+    pub(super) fn timer_number(self) -> usize {
+        usize::from(self.low_byte(TIMER_SHIFT) & 0xf)
+    }
+
     /// Whether another frame with these flags from this end leaves the state as it is: nearly all frames do, so this is asked
     /// before [`Progress::after`], which answers the same for every frame.
     #[must_use]
@@ -140,13 +149,6 @@ impl Meta {
         // Any segment may end the handshake.
         let handshake = self.0 >> TIMER_SHIFT & 0xf == 0;
         spoken && !handshake && tcp_flags & CHANGING == 0
-    }
-
-    /// When the session began.
-    #[must_use]
-    pub const fn created(self) -> Millis {
-        let [a, b, c, d, ..] = self.0.to_be_bytes();
-        u32::from_be_bytes([a, b, c, d])
     }
 
     const fn low_byte(self, shift: u32) -> u8 {
@@ -175,7 +177,7 @@ mod tests {
                 || closed == 3 && progress.timer == Timer::TcpOneWay);
             for flags in (0..=u8::MAX).filter(|_| reachable) {
                 for direction in [Direction::AToB, Direction::BToA] {
-                    if Meta::new(0, 0, progress).is_settled(flags, direction) {
+                    if Meta::new(0, progress).is_settled(flags, direction) {
                         assert_eq!(
                             progress.after(flags, direction),
                             Some(progress),
@@ -196,10 +198,10 @@ mod tests {
             spoke: 3,
             closed: 1,
         };
-        let meta = Meta::new(7, u32::MAX, progress).with_kind(3);
+        let meta = Meta::new(7, progress).with_signature(u32::MAX);
         assert_eq!(
-            (meta.nic(), meta.created(), meta.progress(), meta.kind()),
-            (7, u32::MAX, progress, 3)
+            (meta.nic(), meta.progress(), meta.signature()),
+            (7, progress, u64::from(u32::MAX))
         );
         let next = Progress {
             timer: Timer::TcpSyn,
@@ -208,7 +210,10 @@ mod tests {
         };
         let asked = meta.with_watch(1023).with_target(Some(5)).with_progress(progress);
         assert_eq!((asked.nic(), asked.pin(), asked.target()), (7, 15, Some(5)));
-        assert_eq!((asked.watch(), asked.has_moved(), asked.kind()), (1023, false, 3));
+        assert_eq!(
+            (asked.watch(), asked.has_moved(), asked.signature()),
+            (1023, false, u64::from(u32::MAX))
+        );
         assert_eq!(asked.with_target(None).with_watch(0), meta);
         let gone = asked.with_nic(5);
         assert_eq!(
@@ -218,8 +223,17 @@ mod tests {
         assert!(gone.has_moved());
         let moved = meta.with_nic(2).with_progress(next);
         assert_eq!(
-            (moved.nic(), moved.created(), moved.progress(), moved.kind()),
-            (2, u32::MAX, next, 3)
+            (moved.nic(), moved.progress(), moved.signature()),
+            (2, next, u64::from(u32::MAX))
+        );
+        assert_eq!(
+            asked.word() >> BUCKET_SHIFT & 0x3f,
+            0,
+            "these bits are the bucket's"
+        );
+        assert_eq!(
+            Meta::default().with_signature_of(asked).signature(),
+            u64::from(u32::MAX)
         );
     }
 }

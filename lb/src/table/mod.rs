@@ -1,13 +1,17 @@
 //! The shared session table: fixed memory, one entry for both directions, readers that never wait.
 //!
-//! A key has two buckets of seven entries. It goes into the first unless that is full, so nearly every lookup reads two
-//! cache lines: the bucket's header (signatures, timers) and the entry. Full buckets make room by moving an entry
-//! to its other bucket, which fills the table to well above nine tenths. Every probe is bounded.
+//! A key has two buckets of four entries. It goes into the first unless that is full, so nearly every lookup reads one cache
+//! line, which is all that a known session's frame needs (module `bucket`); the keys are elsewhere (module `record`). Full buckets make room
+//! by moving an entry to its other bucket, which fills the table to nine tenths. Every probe is bounded.
+//!
+//! A session is known by its buckets and 32 more bits of a keyed hash, not by its key: one that is new is taken for another with a
+//! probability of one in 500 million (eight lanes, 2^-32), and then shares its NIC and its state. Nobody can aim at that without the hash's seed.
 
 mod bucket;
 mod expire;
 mod insert;
 mod meta;
+mod record;
 mod search;
 #[cfg(test)]
 mod tests;
@@ -20,11 +24,12 @@ use std::sync::atomic::AtomicU64;
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_micro_inline};
 
 pub(crate) use self::bucket::idle_ms as elapsed_ms;
-use self::bucket::{Bucket, LANES};
+use self::bucket::{Bucket, Carry, LANES};
 pub use self::expire::ROUND_MS;
 use self::expire::Sweep;
 pub use self::insert::Insertion;
 pub use self::meta::Meta;
+use self::record::{Locked, Records, Snapshot, Whole};
 pub use self::search::Search;
 use crate::Millis;
 use crate::key::SessionKey;
@@ -34,8 +39,8 @@ use crate::state::Timer;
 /// Searches that are finished at once: a bit of a word each. More than a core has outstanding reads gain nothing.
 pub const BATCH: usize = 32;
 
-/// Entries per hundred lanes that the table is sized for; beyond, insertions begin to fail now and then.
-const FILL_PERCENT: usize = 91;
+/// Entries per hundred lanes that the table is sized for. Beyond nine tenths insertions begin to fail now and then.
+const FILL_PERCENT: usize = 87;
 
 /// Where an entry was found, and its state then. It stays usable after the entry is gone: see the module `bucket`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -49,7 +54,7 @@ pub struct Hit {
 impl Hit {
     /// The entry's place as a number, for [`SessionTable::at`].
     pub(crate) fn place(&self) -> u64 {
-        u64::from(self.bucket) << 3 | u64::from(self.lane)
+        u64::from(self.bucket) << 3 | u64::from(self.lane & 7)
     }
 }
 
@@ -74,6 +79,8 @@ pub struct Listed {
     pub key: SessionKey,
     /// Pin and state.
     pub meta: Meta,
+    /// When it began.
+    pub created: Millis,
     /// When its last frame came.
     pub last_seen: Millis,
     /// Frames in both directions.
@@ -85,6 +92,8 @@ pub struct Listed {
 /// The table. All methods take `&self` and may be called from any thread.
 pub struct SessionTable {
     buckets: Box<[Bucket]>,
+    /// As many.
+    records: Box<[Records]>,
     secrets: RapidSecrets,
     idle_limits: IdleLimits,
     sweep: Mutex<Sweep>,
@@ -112,13 +121,14 @@ fn idle_limits(timeouts: &Timeouts) -> IdleLimits {
 struct Place {
     first: usize,
     second: usize,
-    signature: u16,
+    signature: u32,
 }
 
 /// What an entry's bucket keeps of its hash; 0 is for free lanes.
-fn signature(hash: u64) -> u16 {
-    let [.., high, low] = hash.to_be_bytes();
-    u16::from_be_bytes([high, low]).max(1)
+#[inline]
+fn signature(hash: u64) -> u32 {
+    let [.., a, b, c, d] = hash.to_be_bytes();
+    u32::from_be_bytes([a, b, c, d]).max(1)
 }
 
 impl SessionTable {
@@ -130,6 +140,7 @@ impl SessionTable {
         let buckets = lanes.div_ceil(LANES).clamp(2, u32::MAX as usize);
         SessionTable {
             buckets: (0..buckets).map(|_| Bucket::default()).collect(),
+            records: (0..buckets).map(|_| Records::default()).collect(),
             secrets: RapidSecrets::seed(RandomState::new().hash_one(0u8)),
             idle_limits: idle_limits(timeouts),
             sweep: Mutex::default(),
@@ -148,15 +159,18 @@ impl SessionTable {
     /// Bytes that the table occupies.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        size_of_val(&*self.buckets)
+        size_of_val(&*self.buckets) + size_of_val(&*self.records)
     }
 
     /// The addresses that the table occupies, for whoever can put them on huge pages: the table is far larger than what a
     /// processor translates with small ones at hand.
     #[must_use]
-    pub fn addresses(&self) -> Range<usize> {
-        let buckets = self.buckets.as_ptr_range();
-        buckets.start.addr()..buckets.end.addr()
+    pub fn addresses(&self) -> [Range<usize>; 2] {
+        let (buckets, records) = (self.buckets.as_ptr_range(), self.records.as_ptr_range());
+        [
+            buckets.start.addr()..buckets.end.addr(),
+            records.start.addr()..records.end.addr(),
+        ]
     }
 
     #[inline]
@@ -206,23 +220,33 @@ impl SessionTable {
         }
     }
 
-    #[inline]
-    fn bucket_of(&self, hit: &Hit) -> Option<&Bucket> {
-        self.buckets.get(hit.bucket as usize)
+    /// The bucket of an index that is in range, with its records.
+    fn whole(&self, index: usize) -> Whole<'_> {
+        Whole {
+            bucket: &self.buckets[index],
+            records: &self.records[index],
+        }
     }
 
-    fn find_at(&self, place: Place, key: &SessionKey) -> Option<Hit> {
-        let words = key.words();
-        let first = &self.buckets[place.first];
-        if let Some((lane, meta)) = first.find(&words, place.signature) {
-            return Some(Self::hit(place.first, lane, meta));
+    fn lock(&self, index: usize, spins: usize) -> Option<Locked<'_>> {
+        self.whole(index).lock(spins)
+    }
+
+    fn whole_of(&self, hit: &Hit) -> Option<Whole<'_>> {
+        let index = hit.bucket as usize;
+        (index < self.buckets.len()).then(|| self.whole(index))
+    }
+
+    fn find_at(&self, place: Place) -> Option<Hit> {
+        for index in [place.first, place.second] {
+            match self.buckets[index].find(place.signature) {
+                (Some((lane, meta)), _) => return Some(Self::hit(index, lane, meta)),
+                // Most buckets have sent nobody away, so most misses end here.
+                (None, false) => return None,
+                (None, true) => {}
+            }
         }
-        // Most buckets have sent nobody away, so most misses end here.
-        if !first.has_overflow() {
-            return None;
-        }
-        let (lane, meta) = self.buckets[place.second].find(&words, place.signature)?;
-        Some(Self::hit(place.second, lane, meta))
+        None
     }
 
     /// Looks one key up. A miss may be false for an entry on the move to its other bucket; [`SessionTable::insert`]
@@ -232,15 +256,21 @@ impl SessionTable {
         let hash = self.hash(key);
         Lookup {
             hash,
-            hit: self.find_at(self.place(hash), key),
+            hit: self.find_at(self.place(hash)),
         }
     }
 
     /// Charges frames to an entry and restarts its timer.
     #[inline]
     pub fn refresh(&self, hit: &Hit, now: Millis, frames: u32, bytes: u64) {
-        if let Some(bucket) = self.bucket_of(hit) {
-            bucket.refresh(usize::from(hit.lane), now, frames, bytes, self.shared);
+        let lane = usize::from(hit.lane);
+        if let Some(bucket) = self.buckets.get(hit.bucket as usize) {
+            let carry = bucket.charge(lane, now, frames, bytes, self.shared);
+            if carry != Carry::default()
+                && let Some(whole) = self.whole_of(hit)
+            {
+                whole.records.carry(lane, carry);
+            }
         }
     }
 
@@ -249,10 +279,11 @@ impl SessionTable {
     /// # Errors
     /// The present state if it is another, or `None` if the entry is gone.
     pub fn replace(&self, hit: &Hit, to: Meta) -> Result<Meta, Option<Meta>> {
-        let to = to.with_kind(hit.meta.kind());
-        let bucket = self.bucket_of(hit).ok_or(None)?;
-        bucket
-            .replace_meta(usize::from(hit.lane), hit.meta, to)
+        let to = to.with_signature_of(hit.meta);
+        let whole = self.whole_of(hit).ok_or(None)?;
+        whole
+            .bucket
+            .replace(usize::from(hit.lane), hit.meta, to)
             .map(|()| to)
     }
 
@@ -260,52 +291,56 @@ impl SessionTable {
     pub(crate) fn at(&self, place: u64) -> Option<(SessionKey, Hit)> {
         let bucket = usize::try_from(place >> 3).ok()?;
         let lane = u8::try_from(place & 7).ok()?;
-        let entry = self.buckets.get(bucket)?.snapshot(usize::from(lane))?;
-        Some((entry.key, Self::hit(bucket, lane, entry.meta)))
+        let hit = Self::hit(bucket, lane, Meta::default());
+        let entry = self.read(&hit)?;
+        Some((
+            entry.key,
+            Hit {
+                meta: entry.meta,
+                ..hit
+            },
+        ))
     }
 
-    /// Bytes that an entry has counted, in both directions.
-    pub(crate) fn bytes_at(&self, hit: &Hit) -> u64 {
-        let bucket = self.bucket_of(hit);
-        bucket
-            .and_then(|bucket| bucket.snapshot(usize::from(hit.lane)))
-            .map_or(0, |entry| entry.bytes)
+    /// All that is known of an entry; `None` if it is gone.
+    pub(crate) fn read(&self, hit: &Hit) -> Option<Listed> {
+        let lane = usize::from(hit.lane);
+        self.whole_of(hit)?.snapshot(lane).map(Listed::from)
     }
 
     /// The state of an entry now, and how long its last frame was ago; `None` if it is gone.
     pub(crate) fn now_at(&self, hit: &Hit, now: Millis) -> Option<(Meta, Millis)> {
-        let (meta, last_seen) = self.bucket_of(hit)?.state(usize::from(hit.lane))?;
-        (meta.kind() == hit.meta.kind()).then_some((meta, elapsed_ms(now, last_seen)))
+        let (meta, last_seen) = self.whole_of(hit)?.bucket.state(hit.lane.into())?;
+        (meta.signature() == hit.meta.signature()).then_some((meta, elapsed_ms(now, last_seen)))
     }
 
-    /// Forgets the frames that an entry has counted.
-    pub fn clear_counters(&self, hit: &Hit) {
-        if let Some(bucket) = self.bucket_of(hit) {
-            bucket.clear_counters(usize::from(hit.lane));
+    /// Another session begins in an entry: it is as old as `now`, and has counted nothing.
+    pub(crate) fn restart(&self, hit: &Hit, now: Millis) {
+        if let Some(whole) = self.whole_of(hit) {
+            whole.bucket.clear_counters(hit.lane.into());
+            whole.records.restart(hit.lane.into(), now);
         }
     }
 
     /// All entries, each read as a whole, in no particular order. One that moves or goes meanwhile may be left out
     /// or come twice.
     pub fn iter(&self) -> impl Iterator<Item = Listed> + '_ {
-        self.buckets
-            .iter()
-            .flat_map(|bucket| (0..LANES).filter_map(|lane| bucket.snapshot(lane)))
-            .map(|entry| {
-                let bucket::Snapshot {
-                    key,
-                    meta,
-                    last_seen,
-                    frames,
-                    bytes,
-                } = entry;
-                Listed {
-                    key,
-                    meta,
-                    last_seen,
-                    frames,
-                    bytes,
-                }
-            })
+        (0..self.buckets.len())
+            .map(|index| self.whole(index))
+            .flat_map(|whole| (0..LANES).filter_map(move |lane| whole.snapshot(lane)))
+            .map(Listed::from)
+    }
+}
+
+impl From<Snapshot> for Listed {
+    fn from(entry: Snapshot) -> Listed {
+        Listed {
+            key: entry.key,
+            meta: entry.meta,
+            created: entry.created,
+            last_seen: entry.used.last_seen,
+            frames: entry.used.frames,
+            bytes: entry.used.bytes,
+        }
     }
 }

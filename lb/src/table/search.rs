@@ -1,11 +1,8 @@
 //! Lookups in stages: while one waits for memory others go on, or the next frames are parsed.
-//!
-//! A lookup reads two cache lines that depend on each other: the bucket's header, then the entry that the header names. Each stage ends
-//! by asking memory for what the next one reads.
 
 use prefetch_index::prefetch_index;
 
-use super::bucket::{Candidate, set_bits};
+use super::bucket::set_bits;
 use super::{BATCH, Lookup, SessionTable, signature};
 use crate::key::SessionKey;
 
@@ -20,15 +17,8 @@ impl Search {
     pub(crate) const NONE: Search = Search { hash: 0 };
 }
 
-/// Where a lookup looks.
-#[derive(Clone, Copy, Default)]
-struct Probe {
-    bucket: usize,
-    candidate: Candidate,
-}
-
 impl SessionTable {
-    /// The first stage: asks for the header of the key's first bucket.
+    /// The first stage: asks memory for the key's first bucket.
     #[must_use]
     #[inline]
     pub fn begin(&self, key: &SessionKey) -> Search {
@@ -37,54 +27,27 @@ impl SessionTable {
         Search { hash }
     }
 
-    /// The other stages, for up to [`BATCH`] items with their keys; best some hundred nanoseconds after the searches began.
+    /// The other stages, for up to [`BATCH`] items; best some hundred nanoseconds after the searches began.
     #[inline]
-    pub fn finish<T>(
-        &self,
-        items: &[T],
-        search: impl Fn(&T) -> (&SessionKey, Search),
-        lookups: &mut [Lookup; BATCH],
-    ) {
-        let mut probes = [Probe::default(); BATCH];
-        let probes = &mut probes[..items.len().min(BATCH)];
-        // A bit for each probe that goes on to its second bucket. Most buckets have sent nobody away, so most misses end in the
-        // first. No branch: with a full table it would be taken as often as not.
+    pub fn finish<T>(&self, items: &[T], search: impl Fn(&T) -> Search, lookups: &mut [Lookup; BATCH]) {
+        // A bit for each that goes on to its second bucket. Most buckets have sent nobody away, so most misses end in the first. No
+        // branch: with a full table it would be taken as often as not.
         let mut elsewhere = 0u32;
-        for (at, ((probe, item), lookup)) in probes.iter_mut().zip(items).zip(&mut *lookups).enumerate() {
-            lookup.hash = search(item).1.hash;
-            probe.bucket = self.scale(lookup.hash);
-            let first = &self.buckets[probe.bucket];
-            probe.candidate = first.candidate(signature(lookup.hash));
-            first.prefetch(probe.candidate);
-            elsewhere |= u32::from(probe.candidate.is_none() & first.has_overflow()) << at;
+        for (at, (item, lookup)) in items.iter().zip(&mut *lookups).enumerate() {
+            let Search { hash } = search(item);
+            let index = self.scale(hash);
+            let (found, may_be_elsewhere) = self.buckets[index].find(signature(hash));
+            lookup.hash = hash;
+            lookup.hit = found.map(|(lane, meta)| Self::hit(index, lane, meta));
+            elsewhere |= u32::from(found.is_none() & may_be_elsewhere) << at;
         }
         for at in set_bits(elsewhere).map(usize::from) {
-            probes[at].bucket = self.place(lookups[at].hash).second;
-            prefetch_index(&self.buckets, probes[at].bucket);
+            prefetch_index(&self.buckets, self.place(lookups[at].hash).second);
         }
         for at in set_bits(elsewhere).map(usize::from) {
-            let second = &self.buckets[probes[at].bucket];
-            probes[at].candidate = second.candidate(signature(lookups[at].hash));
-            second.prefetch(probes[at].candidate);
+            let place = self.place(lookups[at].hash);
+            let (found, _) = self.buckets[place.second].find(place.signature);
+            lookups[at].hit = found.map(|(lane, meta)| Self::hit(place.second, lane, meta));
         }
-        for ((item, probe), lookup) in items.iter().zip(probes).zip(lookups) {
-            if probe.candidate.is_none() {
-                lookup.hit = None;
-                continue;
-            }
-            let (key, _) = search(item);
-            // Each branch writes its own result: see `parse::simple`.
-            match self.buckets[probe.bucket].confirm(probe.candidate, &key.words()) {
-                Some(meta) => lookup.hit = Some(Self::hit(probe.bucket, probe.candidate.lane, meta)),
-                None => self.look_again(key, lookup),
-            }
-        }
-    }
-
-    /// For another key with the same signature, or a removal meanwhile.
-    #[cold]
-    #[inline(never)]
-    fn look_again(&self, key: &SessionKey, lookup: &mut Lookup) {
-        lookup.hit = self.find_at(self.place(lookup.hash), key);
     }
 }
