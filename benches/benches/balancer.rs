@@ -159,6 +159,7 @@ fn key(flow: u32) -> SessionKey {
 fn lookups(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("lookup");
     group.throughput(Throughput::Elements(BATCH as u64));
+    let small = SessionTable::new(1, 1, &Timeouts::default());
     for sessions in SESSIONS {
         let table = SessionTable::new(CAPACITY, 1, &Timeouts::default());
         let progress = Progress {
@@ -175,6 +176,13 @@ fn lookups(criterion: &mut Criterion) {
             let keys: Vec<SessionKey> = scattered(sessions).map(|flow| key(flow + offset)).collect();
             let mut batches = keys.chunks_exact(BATCH).cycle();
             let mut found = [Lookup::NONE; BATCH];
+            group.bench_function(BenchmarkId::new(format!("keys, {name}"), sessions), |bencher| {
+                bencher.iter(|| {
+                    let Some(batch) = batches.next() else { return };
+                    let searches: [Search; BATCH] = std::array::from_fn(|at| small.begin(&batch[at]));
+                    black_box(&searches);
+                });
+            });
             group.bench_function(BenchmarkId::new(name, sessions), |bencher| {
                 bencher.iter(|| {
                     let Some(batch) = batches.next() else { return };

@@ -2,7 +2,8 @@
 //!
 //! An entry's signature and state are one word, so that a reader sees both or neither: nobody waits, and nothing is read twice. What frames change
 //! are single words as well: the worst that a race with a removal does is to charge one frame to the lane's next entry. Writers
-//! (insert, remove) hold the bucket's lock, which like the count of entries that had to go elsewhere is in bits that states leave unused.
+//! (insert, remove) hold the bucket's lock. It is in bits that states leave unused, as are the count of entries that had to go to their other
+//! bucket and a filter of their signatures, which spares most misses that one.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -22,6 +23,14 @@ const OWN: u64 = 0x3f << BUCKET_SHIFT;
 const ELSEWHERE_ONE: u64 = 1 << BUCKET_SHIFT;
 /// Set in the second lane's word while a writer holds the bucket.
 const LOCKED: u64 = 1 << BUCKET_SHIFT;
+/// Bits of the filter, which is in the third lane's word.
+const FILTER_BITS: u32 = OWN.count_ones();
+
+/// The bit of the filter that stands for a signature.
+#[inline]
+fn filter_bit(signature: u32) -> u64 {
+    1 << (BUCKET_SHIFT + (((signature & 0xffff) * FILTER_BITS) >> 16))
+}
 
 const BYTE_BITS: u32 = 22;
 const COUNTED: u64 = (1 << 32) - 1;
@@ -91,11 +100,11 @@ impl Bucket {
     /// The entry with a signature, and whether it may be in its other bucket if it is not here.
     #[inline]
     pub(super) fn find(&self, signature: u32) -> (Option<(u8, Meta)>, bool) {
-        let (mut at, mut found, mut first) = (0, 0, 0);
+        let (mut at, mut found, mut filter) = (0, 0, 0);
         for (lane, state) in (0u8..).zip(&self.states) {
             // Acquire: whoever sees a signature sees the entry's record, which was written before it.
             let state = state.load(Acquire);
-            first = if lane == 0 { state } else { first };
+            filter = if lane == 2 { state } else { filter };
             // No branch: any lane is as likely.
             let is_it = state >> SIGNATURE_SHIFT == u64::from(signature);
             at = if is_it { lane } else { at };
@@ -103,7 +112,7 @@ impl Bucket {
         }
         // No key has the signature 0, so the state of an entry is never 0.
         let hit = (found != 0).then(|| (at, Meta::from_word(found & !OWN)));
-        (hit, first & OWN != 0)
+        (hit, filter & filter_bit(signature) != 0)
     }
 
     /// Counts frames for a lane. `shared`: other threads may do so at the same time. Returns what is to be added to the record.
@@ -113,7 +122,7 @@ impl Bucket {
             return Carry::default();
         };
         let frames = u64::from(frames);
-        let more = (frames % FRAMES_UNIT) << BYTE_BITS | bytes % BYTES_UNIT;
+        let more = ((frames % FRAMES_UNIT) << BYTE_BITS) | (bytes % BYTES_UNIT);
         let seen = u64::from(now) << SEEN_SHIFT;
         let mut before = used.load(Relaxed);
         // Neither half had more than its mark, and gets less than that.
@@ -130,7 +139,7 @@ impl Bucket {
         }
         Carry {
             frames: low(frames / FRAMES_UNIT + (counted >> (BYTE_BITS + FRAMES_UNIT.ilog2()))),
-            bytes: low(bytes / BYTES_UNIT + (counted / BYTES_UNIT & 1)),
+            bytes: low(bytes / BYTES_UNIT + ((counted / BYTES_UNIT) & 1)),
         }
     }
 
@@ -203,13 +212,21 @@ impl Bucket {
 
     /// Counts an entry that goes to its other bucket, before it appears there, so that a reader who misses it here looks further. The
     /// caller holds the lock, and [`Bucket::may_send_elsewhere`].
-    pub(super) fn sent_elsewhere(&self) {
+    pub(super) fn sent_elsewhere(&self, signature: u32) {
         self.states[0].fetch_add(ELSEWHERE_ONE, Relaxed);
+        self.states[2].fetch_or(filter_bit(signature), Relaxed);
     }
 
-    /// One that was counted is gone or has come here.
-    pub(super) fn not_elsewhere(&self) {
-        self.states[0].fetch_sub(ELSEWHERE_ONE, Relaxed);
+    /// One that was counted is gone or has come here. Returns whether it was the last.
+    pub(super) fn not_elsewhere(&self) -> bool {
+        self.states[0].fetch_sub(ELSEWHERE_ONE, Relaxed) & OWN == ELSEWHERE_ONE
+    }
+
+    /// Empties the filter if nothing is elsewhere. The caller holds the lock, so nothing goes there meanwhile.
+    pub(super) fn clear_filter(&self) {
+        if self.elsewhere() == 0 {
+            self.states[2].fetch_and(!OWN, Relaxed);
+        }
     }
 
     /// Takes the writers' lock, looking at it at most `spins` times.
@@ -234,7 +251,7 @@ impl Bucket {
         self.uses[lane].store(
             u64::from(used.last_seen) << SEEN_SHIFT
                 | (used.frames % FRAMES_UNIT) << BYTE_BITS
-                | used.bytes % BYTES_UNIT,
+                | (used.bytes % BYTES_UNIT),
             Relaxed,
         );
         // The bucket's own bits in the word are others' to change. Of the entry's bits none is set in a free lane.
@@ -258,18 +275,20 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn what_is_found_has_the_signature(lanes: [u32; LANES], pick in 0..LANES, near in 0u32..3, other: u32, away: bool, held: bool) {
+        fn what_is_found_has_the_signature(lanes: [u32; LANES], pick in 0..LANES, near in 0u32..3, other: u32, away: Option<u32>, held: bool) {
             let bucket = Bucket::default();
             for (lane, &signature) in lanes.iter().enumerate().filter(|(_, signature)| **signature != 0) {
                 bucket.publish(lane, Meta::default().with_signature(signature), Use::default());
             }
             proptest::prop_assert!(!held || bucket.try_lock(1));
-            if away {
-                bucket.sent_elsewhere();
+            if let Some(away) = away {
+                bucket.sent_elsewhere(away);
             }
             for signature in [lanes[pick], lanes[pick] ^ near, other].map(|signature| signature.max(1)) {
                 let (found, elsewhere) = bucket.find(signature);
-                proptest::prop_assert_eq!((found.is_some(), elsewhere), (lanes.contains(&signature), away));
+                proptest::prop_assert_eq!(found.is_some(), lanes.contains(&signature));
+                proptest::prop_assert!(elsewhere || away != Some(signature));
+                proptest::prop_assert!(!elsewhere || away.is_some());
                 if let Some((lane, meta)) = found {
                     proptest::prop_assert_eq!(lanes[usize::from(lane)], signature);
                     proptest::prop_assert_eq!(meta, Meta::default().with_signature(signature));
@@ -302,11 +321,14 @@ mod tests {
         for lane in 0..LANES {
             bucket.publish(lane, before, Use::default());
             assert!(bucket.try_lock(1) && !bucket.try_lock(3));
-            bucket.sent_elsewhere();
+            bucket.sent_elsewhere(9);
             assert_eq!(bucket.replace(lane, before, after), Ok(()));
             assert_eq!(bucket.replace(lane, before, after), Err(Some(after)));
             bucket.unlock();
-            bucket.not_elsewhere();
+            assert!(bucket.find(9).1);
+            assert!(bucket.not_elsewhere());
+            bucket.clear_filter();
+            assert!(!bucket.find(9).1);
             assert_eq!(bucket.free(lane), after);
             assert_eq!(bucket.replace(lane, after, before), Err(None));
             assert_eq!(bucket.states[lane].load(Relaxed), 0);

@@ -122,9 +122,14 @@ impl SessionTable {
         let removed = expired.count_ones() as usize;
         for lane in set_bits(expired.into()) {
             let entry = locked.remove(lane.into());
-            let home = &self.buckets[self.scale(self.hash(&entry.key))];
-            if !std::ptr::eq(home, locked.bucket()) {
-                home.not_elsewhere();
+            let home = self.scale(self.hash(&entry.key));
+            if !std::ptr::eq(&raw const self.buckets[home], locked.bucket())
+                && self.buckets[home].not_elsewhere()
+            {
+                // If another writer is at it, its filter is left as it is: misses look further for nothing.
+                if let Some(home) = self.lock(home, 1) {
+                    home.bucket().clear_filter();
+                }
             }
             on_expired(entry.meta);
         }

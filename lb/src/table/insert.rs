@@ -63,7 +63,7 @@ impl SessionTable {
             && let Some(second) = self.lock(place.second, LOCK_SPINS)
         {
             if let Some(lane) = self.make_room(&second, now, on_expired) {
-                first.bucket().sent_elsewhere();
+                first.bucket().sent_elsewhere(place.signature);
                 second.publish(lane, &entry);
                 return Self::inserted(place.second, lane, meta);
             }
@@ -78,7 +78,7 @@ impl SessionTable {
                 return Self::inserted(place.first, lane, meta);
             }
             if let Some(lane) = self.displace(&second, place.second, MOVES) {
-                first.bucket().sent_elsewhere();
+                first.bucket().sent_elsewhere(place.signature);
                 second.publish(lane, &entry);
                 return Self::inserted(place.second, lane, meta);
             }
@@ -126,11 +126,11 @@ impl SessionTable {
             });
             let Some(free) = free else { continue };
             if !goes_home {
-                full.bucket().sent_elsewhere();
+                full.bucket().sent_elsewhere(place.signature);
             }
             other.publish(free, &full.remove(lane));
             if goes_home {
-                other.bucket().not_elsewhere();
+                other.not_elsewhere();
             }
             return Some(lane);
         }

@@ -21,14 +21,14 @@ const KIND_BITS: usize = KIND_MASK.trailing_ones() as usize;
 #[derive(Default)]
 #[repr(C)]
 pub(super) struct Records {
-    /// Removals so far: whoever reads an entry and sees no other number before and after has read one entry and not parts of two.
-    removals: AtomicU32,
-    /// The last word of each key, which has [`KIND_BITS`].
-    kinds: AtomicU16,
     keys: [[AtomicU64; KEY_ONLY]; LANES],
     /// What was carried from the counters: `frames / 2^9:32 bytes / 2^21:32`.
     carried: [AtomicU64; LANES],
     created: [AtomicU32; LANES],
+    /// Removals so far: whoever reads an entry and sees no other number before and after has read one entry and not parts of two.
+    removals: AtomicU32,
+    /// The last word of each key, which has [`KIND_BITS`].
+    kinds: AtomicU16,
 }
 
 /// An entry read as a whole.
@@ -168,6 +168,13 @@ impl<'a> Locked<'a> {
         self.0.bucket
     }
 
+    /// One of its entries that was elsewhere is here now, or gone.
+    pub(super) fn not_elsewhere(&self) {
+        if self.0.bucket.not_elsewhere() {
+            self.0.bucket.clear_filter();
+        }
+    }
+
     /// Makes a free lane an entry. What `snapshot` has counted goes along.
     pub(super) fn publish(&self, lane: usize, snapshot: &Snapshot) {
         // The lane's last removal was counted before this fence; see `Whole::snapshot`.
@@ -211,7 +218,7 @@ mod tests {
         };
         let locked = whole.lock(1).unwrap();
         let entry = |lane: u32| Snapshot {
-            key: if lane % 2 == 0 {
+            key: if lane.is_multiple_of(2) {
                 key(lane)
             } else {
                 key(lane).fragment(crate::key::Direction::AToB, lane)
