@@ -114,9 +114,9 @@ unsafe fn block<const N: usize>(from: NonNull<u8>, to: NonNull<u8>) {
 pub(super) fn prefetch_read(at: NonNull<u8>) {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: a prefetch has no effect but on the cache, whatever the address.
-        unsafe { _mm_prefetch(at.as_ptr().cast(), _MM_HINT_T0) };
+        unsafe { _mm_prefetch(at.as_ptr().cast(), _MM_HINT_T1) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
