@@ -31,8 +31,8 @@ pub(crate) struct Front {
 /// Bytes of a virtio-net header with the number of buffers.
 pub(crate) const HEADER: usize = 12;
 
-/// Bytes of a frame that are brought in before it is copied: further ones the processor sees coming by itself.
-const MOST_PREFETCHED: usize = 2048;
+/// Bytes of a buffer that are brought in before it is copied: a jumbo frame.
+const MOST_PREFETCHED: usize = 9216;
 
 /// Which descriptors of a chain are wanted, as the device sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
