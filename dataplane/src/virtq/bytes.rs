@@ -109,14 +109,81 @@ unsafe fn block<const N: usize>(from: NonNull<u8>, to: NonNull<u8>) {
     };
 }
 
-/// Starts to bring the cache line at `at` in, to be read.
+/// Cache lines of one buffer that are wanted soon.
+#[derive(Clone, Copy)]
+pub(crate) struct Lines {
+    host: *const u8,
+    at: usize,
+    end: usize,
+}
+
+impl Lines {
+    /// None at all.
+    pub(super) const NONE: Lines = Lines {
+        host: std::ptr::null(),
+        at: 0,
+        end: 0,
+    };
+
+    /// The second and further lines of `len` bytes.
+    pub(super) fn behind_the_first(host: NonNull<u8>, len: usize) -> Lines {
+        Lines {
+            host: host.as_ptr(),
+            at: CACHE_LINE,
+            end: len,
+        }
+    }
+
+    /// Has `fetch` bring the next of them in, if there is one.
+    #[inline(always)]
+    fn fetch(&mut self, fetch: impl Fn(*const u8)) -> bool {
+        let is_one = self.at < self.end;
+        if is_one {
+            fetch(self.host.wrapping_add(self.at));
+            self.at += CACHE_LINE;
+        }
+        is_one
+    }
+}
+
+/// Copies as [`copy`] does, and brings in what is read and what is written next: a line of each with every line that is copied, as a
+/// processor has only so many requests under way, and waits if it is given more.
+///
+/// # Safety
+/// As for [`copy`].
 #[inline(always)]
-pub(super) fn prefetch_read(at: NonNull<u8>) {
+pub(super) unsafe fn copy_and_fetch(
+    from: NonNull<u8>,
+    to: NonNull<u8>,
+    len: usize,
+    [mut read, mut written]: [Lines; 2],
+) {
+    const LINE: usize = CACHE_LINE;
+    let lines = if len > SHORT { len / LINE } else { 0 };
+    for at in (0..lines).map(|line| line * LINE) {
+        read.fetch(prefetch_read);
+        written.fetch(prefetch_write);
+        // SAFETY: the line ends within the `len` bytes that the caller vouches for.
+        unsafe {
+            block::<{ LINE / 2 }>(from.add(at), to.add(at));
+            block::<{ LINE / 2 }>(from.add(at + LINE / 2), to.add(at + LINE / 2));
+        }
+    }
+    while read.fetch(prefetch_read) | written.fetch(prefetch_write) {}
+    let done = lines * LINE;
+    // SAFETY: as the caller vouches, of the bytes that are left.
+    unsafe { copy(from.add(done), to.add(done), len - done) };
+}
+
+/// Starts to bring the cache line at `at` in, to be read: into the second-level cache, which has more than twice as many requests to memory
+/// under way as the first.
+#[inline(always)]
+pub(super) fn prefetch_read(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: a prefetch has no effect but on the cache, whatever the address.
-        unsafe { _mm_prefetch(at.as_ptr().cast(), _MM_HINT_T1) };
+        unsafe { _mm_prefetch(at.cast(), _MM_HINT_T1) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
@@ -124,7 +191,7 @@ pub(super) fn prefetch_read(at: NonNull<u8>) {
 
 /// Starts to bring the cache line at `at` in, to be written: the other cores' copies go now, not when the store waits for it.
 #[inline(always)]
-pub(super) fn prefetch_write(at: NonNull<u8>) {
+pub(super) fn prefetch_write(at: *const u8) {
     // `_mm_prefetch` with a hint to write falls back to reading unless the whole program is compiled for processors that
     // have `prefetchw`. Older 64-bit ones do nothing at this instruction, so it needs no such promise.
     #[cfg(target_arch = "x86_64")]
@@ -132,7 +199,7 @@ pub(super) fn prefetch_write(at: NonNull<u8>) {
     unsafe {
         std::arch::asm!(
             "prefetchw [{at}]",
-            at = in(reg) at.as_ptr(),
+            at = in(reg) at,
             options(readonly, nostack, preserves_flags)
         );
     };

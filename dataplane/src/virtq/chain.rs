@@ -4,7 +4,10 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::bytes::{CACHE_LINE, copy, copy_once, prefetch_read, prefetch_write, read_once, read_once_16};
+use super::bytes::{
+    CACHE_LINE, Lines, copy, copy_and_fetch, copy_once, prefetch_read, prefetch_write, read_once,
+    read_once_16,
+};
 use super::walk::DESC_F_WRITE;
 use crate::memory::guest::{GuestMemory, Window};
 
@@ -31,8 +34,8 @@ pub(crate) struct Front {
 /// Bytes of a virtio-net header with the number of buffers.
 pub(crate) const HEADER: usize = 12;
 
-/// Bytes of a buffer that are brought in before it is copied: a jumbo frame.
-const MOST_PREFETCHED: usize = 9216;
+/// Bytes of a buffer that are asked for before it is written: of a longer frame, the processor has too many requests under way as it is.
+const MOST_CLAIMED: usize = 2048;
 
 /// Which descriptors of a chain are wanted, as the device sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +60,8 @@ impl Direction {
     #[inline(always)]
     fn prefetch(self, host: NonNull<u8>) {
         match self {
-            Direction::Readable => prefetch_read(host),
-            Direction::Writable => prefetch_write(host),
+            Direction::Readable => prefetch_read(host.as_ptr()),
+            Direction::Writable => prefetch_write(host.as_ptr()),
         }
     }
 
@@ -67,7 +70,7 @@ impl Direction {
     fn prefetch_front(self, host: NonNull<u8>, len: u32) {
         if ends_a_line(host) && len as usize > HEADER {
             // Only to be read in either direction: see `put_header`.
-            prefetch_read(host);
+            prefetch_read(host.as_ptr());
             // SAFETY: the buffer is longer than that.
             self.prefetch(unsafe { host.add(HEADER) });
         } else {
@@ -445,15 +448,17 @@ impl Batch {
         }
     }
 
-    /// Starts to bring the second and further cache lines of a chain's first segment in, up to `len` bytes.
+    /// The second and further cache lines of the first `len` bytes of a chain, as far as they should be brought in: the first one is on
+    /// its way since it was gathered.
     #[inline(always)]
-    pub(super) fn prefetch(&self, chain: &Chain, len: usize, direction: Direction) {
-        if let Some(segment) = self.segments.get(usize::from(chain.first)) {
-            let end = len.min(segment.len as usize).min(MOST_PREFETCHED);
-            for at in (CACHE_LINE..end).step_by(CACHE_LINE) {
-                // SAFETY: `at` is below the segment's length.
-                direction.prefetch(unsafe { segment.host.add(at) });
-            }
+    pub(super) fn lines(&self, chain: &Chain, len: usize, direction: Direction) -> Lines {
+        let most = match direction {
+            Direction::Readable => usize::MAX,
+            Direction::Writable => MOST_CLAIMED,
+        };
+        match self.segments.get(usize::from(chain.first)) {
+            Some(segment) => Lines::behind_the_first(segment.host, len.min(most).min(segment.len as usize)),
+            None => Lines::NONE,
         }
     }
 
@@ -513,15 +518,15 @@ impl Batch {
     }
 
     /// Puts `header`, `head` and then the bytes of a chain of another batch from `from` up to `to` into a chain: at once, if both
-    /// chains are of one segment and have them. `false`, and nothing done, if not.
+    /// chains are of one segment and have them. `false`, and nothing done, if not. Meanwhile brings in what is read and written `next`.
     #[inline(always)]
     pub(super) fn pass_whole(
         &self,
         chain: &Chain,
         rest: Range<usize>,
         target: (&Batch, &Chain),
-        header: &[u8; HEADER],
-        head: &Head,
+        (header, head): (&[u8; HEADER], &Head),
+        next: Option<[Lines; 2]>,
     ) -> bool {
         let (Some(from), Some(into)) = (self.lone_segment(chain), target.0.lone_segment(target.1)) else {
             return false;
@@ -535,7 +540,11 @@ impl Batch {
         unsafe {
             put_header(header, into.host);
             copy(NonNull::from(head).cast(), into.host.add(header.len()), HEAD);
-            copy(from.host.add(rest.start), into.host.add(lead), len);
+            let (from, into) = (from.host.add(rest.start), into.host.add(lead));
+            match next {
+                Some(lines) => copy_and_fetch(from, into, len, lines),
+                None => copy(from, into, len),
+            }
         }
         true
     }

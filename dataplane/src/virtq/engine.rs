@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::bytes::Lines;
 use super::chain::{Batch, Chain, Cursor, Direction, Front, HEADER, Head};
 use super::notify::Call;
 use super::walk::Tables;
@@ -131,12 +132,13 @@ pub(crate) trait Engine {
         self.core().batch.read(cursor, out)
     }
 
-    /// Starts to bring a chain's buffer into the cache, up to `len` bytes of it: its first line is on its way since it was gathered.
+    /// The cache lines of a chain's first `len` bytes that are not on their way since it was gathered.
     #[inline(always)]
-    fn prefetch(&self, index: usize, len: usize, direction: Direction) {
+    fn lines(&self, index: usize, len: usize, direction: Direction) -> Lines {
         let batch = &self.core().batch;
-        if let Some(chain) = batch.chains().get(index) {
-            batch.prefetch(chain, len, direction);
+        match batch.chains().get(index) {
+            Some(chain) => batch.lines(chain, len, direction),
+            None => Lines::NONE,
         }
     }
 
@@ -167,17 +169,17 @@ pub(crate) trait Engine {
     }
 
     /// Puts `header`, `head` and then the bytes of `chain` in `rest` into a chain of another ring: at once, if both chains are of one
-    /// descriptor and have them. `false`, and nothing done, if not.
+    /// descriptor and have them. `false`, and nothing done, if not. Meanwhile brings in what is read and written `next`.
     #[inline(always)]
     fn pass_whole(
         &self,
         chain: &Chain,
         rest: Range<usize>,
         to: (&impl Engine, &Chain),
-        header: &[u8; HEADER],
-        head: &Head,
+        front: (&[u8; HEADER], &Head),
+        next: Option<[Lines; 2]>,
     ) -> bool {
         let target = (&to.0.core().batch, to.1);
-        self.core().batch.pass_whole(chain, rest, target, header, head)
+        self.core().batch.pass_whole(chain, rest, target, front, next)
     }
 }

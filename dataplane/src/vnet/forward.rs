@@ -85,15 +85,18 @@ fn pass_run<'a>(
     let mut passed = 0;
     for ((index, look), target) in picks.zip(targets) {
         // While this frame is copied, the next one's lines come: more at a time than the processor would think of itself.
-        if let Some((index, look)) = later.next().filter(|(_, look)| look.len() > AT_HAND) {
-            from.prefetch(index, look.skip() + look.len(), Direction::Readable);
-            to.prefetch(first + passed + 1, Header::LEN + look.len(), Direction::Writable);
-        }
+        let next = later.next().filter(|(_, look)| look.len() > AT_HAND);
+        let next = next.map(|(index, look)| {
+            [
+                from.lines(index, look.skip() + look.len(), Direction::Readable),
+                to.lines(first + passed + 1, Header::LEN + look.len(), Direction::Writable),
+            ]
+        });
         let rest = look.skip() + HEAD..look.skip() + look.len();
         if look.len() < WIRE_MIN_LEN
-            || !chains
-                .get(index)
-                .is_some_and(|chain| from.pass_whole(chain, rest, (to, target), &header, look.padded_head()))
+            || !chains.get(index).is_some_and(|chain| {
+                from.pass_whole(chain, rest, (to, target), (&header, look.padded_head()), next)
+            })
         {
             break;
         }
