@@ -9,7 +9,7 @@ use super::{BURST, Context};
 use crate::counters::DropReason;
 use crate::fabric::vlan::{TAG_LEN, TAG_OFFSET, tag_bytes};
 use crate::fabric::{
-    Fabric, MAX_PORTS, MAX_QUEUE_PAIRS, Nic, NicSender, Port, PortIndex, PutOutcome, Ring, Shared,
+    Fabric, MAX_PORTS, MAX_QUEUE_PAIRS, Nic, NicSender, Port, PortIndex, PutOutcome, Shared,
 };
 use crate::memory::frames::Frame;
 
@@ -208,29 +208,6 @@ impl Context {
         let counters = self.shared.counters.of(self.index);
         counters.contended_bursts.add(1);
         counters.handed_off_frames.add(outcome.handed_off);
-    }
-
-    /// Whether a ring of the share has work after all, with notifications asked for: the recheck before sleeping.
-    pub(super) fn arm(&self, fabric: &Fabric) -> bool {
-        self.guest_tx_rings(fabric)
-            .any(|ring| ring.engine.try_lock().is_none_or(|mut engine| engine.arm()))
-    }
-
-    /// Tells the drivers of the share not to kick: the worker is polling again.
-    pub(super) fn disarm(&self, fabric: &Fabric) {
-        for ring in self.guest_tx_rings(fabric) {
-            if let Some(mut engine) = ring.engine.try_lock() {
-                engine.disarm();
-            }
-        }
-    }
-
-    fn guest_tx_rings<'a>(&self, fabric: &'a Fabric) -> impl Iterator<Item = &'a Ring> {
-        fabric.shares[self.index]
-            .guest_tx
-            .iter()
-            .filter_map(|&(port, pair)| fabric.ports[port].pairs[pair].tx.as_deref())
-            .filter(|ring| !ring.is_broken())
     }
 
     /// Takes errors off the sockets of the share, which would else end every sleep at once.

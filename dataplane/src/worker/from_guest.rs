@@ -1,5 +1,6 @@
 //! Frames that guests send.
 
+use super::held::HeldRing;
 use super::sort::{Route, Sorted};
 use super::{BURST, Context};
 use crate::counters::{DropReason, PairCounters};
@@ -11,28 +12,20 @@ use crate::vnet;
 
 impl Context {
     /// Takes one burst from a guest TX ring and sends it on its way; returns the number of frames (or chains) taken.
-    pub(super) fn poll_guest(&mut self, fabric: &Fabric, port_at: usize, pair_at: usize) -> usize {
+    pub(super) fn poll_guest(&mut self, fabric: &Fabric, held: &mut HeldRing<'_>) -> usize {
+        let (port_at, pair_at, ring) = (held.port, held.pair, held.ring);
+        let Some(engine) = held.engine().filter(|engine| engine.has_available()) else {
+            return 0;
+        };
         let port = &fabric.ports[port_at];
         let pair = &port.pairs[pair_at];
-        let Some(ring) = &pair.tx else { return 0 };
-        if ring.is_broken() {
-            return 0;
-        }
-        // Only contended while a queue moves to another worker between two generations.
-        let Some(mut engine) = ring.engine.try_lock() else {
-            return 0;
-        };
-        if !engine.has_available() {
-            return 0;
-        }
         let counters = port.state.pairs[pair_at].of(self.index);
         let taken = if pair.tx_enabled {
-            self.take_burst(fabric, port, counters, &mut engine)
+            self.take_burst(fabric, port, counters, engine)
         } else {
-            self.discard_burst(port, &mut engine)
+            self.discard_burst(port, engine)
         };
         counters.notifications.add(u64::from(engine.notify()));
-        drop(engine);
         self.send_uplink(fabric, port);
         self.deliver_staged(fabric);
         taken.unwrap_or_else(|error| {

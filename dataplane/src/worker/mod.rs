@@ -6,6 +6,7 @@
 mod deliver;
 mod from_guest;
 mod from_nic;
+mod held;
 mod pinned;
 mod redrive;
 mod sort;
@@ -26,6 +27,7 @@ use crate::fabric::{Fabric, Stock};
 use crate::memory::frames::{ChunkCache, Frame, FrameMemory};
 use crate::virtq::prepare_to_signal;
 use deliver::Staged;
+use held::HeldRing;
 use sort::Sorted;
 pub use wait::{Poll, SleepIn};
 pub(crate) use wait::{Waiter, choose};
@@ -47,6 +49,8 @@ struct Context {
     shared: Arc<SharedState>,
     stock: Stock,
     now: Clock,
+    /// More sessions have timed out than were forgotten.
+    upkeep_due: bool,
     /// Turns until the NICs' frames in flight are looked at again.
     turns_to_service: u32,
     /// The burst in hand from a guest.
@@ -76,6 +80,7 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
         memory,
         shared: Arc::clone(&shared),
         now: Clock::default(),
+        upkeep_due: false,
         turns_to_service: 0,
         sorted: Sorted::new(),
         burst: Vec::with_capacity(BURST),
@@ -87,33 +92,38 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
         rescued_observed: Burst::default(),
         rescued_choices: Vec::new(),
     };
-    let mut fabric = shared.fabric.load_full();
-    shared.acknowledge(index, fabric.generation);
-    waiter.watch(&fabric);
-    let counters = shared.counters.of(index);
-    let mut turns_to_clock = 0;
-    let mut upkeep_due = false;
     while !shared.stopping.load(Ordering::Acquire) {
-        if shared.generation.load(Ordering::Acquire) != fabric.generation {
-            fabric = shared.fabric.load_full();
-            waiter.watch(&fabric);
-            // From here on nothing of the old fabric is in hand: no pointer, no guard, no frame of its queues.
-            shared.acknowledge(index, fabric.generation);
-        }
+        // From here on nothing of an older fabric is in hand: no pointer, no guard, no frame of its queues.
+        let fabric = shared.fabric.load_full();
+        waiter.watch(&fabric);
+        shared.acknowledge(index, fabric.generation);
+        serve(&fabric, &mut context, &mut waiter);
+    }
+}
+
+/// Takes turns until there is another fabric, or the engine stops.
+fn serve(fabric: &Fabric, context: &mut Context, waiter: &mut Waiter) {
+    let shared = Arc::clone(&context.shared);
+    let counters = shared.counters.of(context.index);
+    let mut rings = HeldRing::of_share(fabric, context.index);
+    let mut turns_to_clock = 0;
+    while shared.generation.load(Ordering::Acquire) == fabric.generation
+        && !shared.stopping.load(Ordering::Acquire)
+    {
         if turns_to_clock == 0 {
             turns_to_clock = CLOCK_TURNS;
             let before = std::mem::replace(&mut context.now, shared.now());
-            if upkeep_due || before.millis != context.now.millis {
-                upkeep_due = context.balancer.upkeep(context.now);
+            if context.upkeep_due || before.millis != context.now.millis {
+                context.upkeep_due = context.balancer.upkeep(context.now);
             }
         }
         turns_to_clock -= 1;
-        let moved = context.turn(&fabric);
+        let moved = context.turn(fabric, &mut rings);
         counters.turns.add(1);
         if moved > 0 {
             counters.busy_turns.add(1);
             waiter.busy();
-        } else if waiter.idle(&fabric, &mut context) {
+        } else if waiter.idle(fabric, context, &mut rings) {
             counters.sleeps.add(1);
             turns_to_clock = 0;
         }
@@ -121,12 +131,12 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
 }
 
 impl Context {
-    /// One look at every queue of the share; returns the number of frames moved.
-    fn turn(&mut self, fabric: &Fabric) -> usize {
+    /// One look at every queue of the share, of which `rings` are the guests'; returns the number of frames moved.
+    fn turn(&mut self, fabric: &Fabric, rings: &mut [HeldRing<'_>]) -> usize {
         let share = &fabric.shares[self.index];
         let mut moved = 0;
-        for &(port, pair) in &share.guest_tx {
-            moved += self.poll_guest(fabric, port, pair);
+        for held in rings {
+            moved += self.poll_guest(fabric, held);
         }
         let service = moved == 0 || self.turns_to_service == 0;
         self.turns_to_service = if service {

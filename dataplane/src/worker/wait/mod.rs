@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use self::epoll::EpollSleeper;
 use self::uring::UringSleeper;
 use super::Context;
+use super::held::{self, HeldRing};
 use crate::engine::SharedState;
 use crate::fabric::Fabric;
 
@@ -53,6 +54,9 @@ enum Sleeper {
 /// Idle time spent spinning before going to sleep; several times what a wake-up costs.
 const SPIN: Duration = Duration::from_micros(50);
 
+/// Idle turns between two looks at the clock.
+const IDLE_CLOCK_TURNS: u32 = 8;
+
 /// Longest sleep: session timers must go on. In unit tests so long that a lost wake-up shows.
 const SLEEP: Duration = Duration::from_millis(if cfg!(test) { 120_000 } else { 100 });
 
@@ -67,6 +71,8 @@ pub(crate) struct Waiter {
     /// A ring of the share has no kick fd, or a NIC queue nothing to wait for, and must be polled; or an fd could not be watched.
     must_poll: bool,
     idle_since: Option<Instant>,
+    /// Idle turns since the last look at the clock.
+    idle_turns: u32,
 }
 
 /// Decides what the workers will sleep in, and says so.
@@ -106,6 +112,7 @@ impl Waiter {
             },
             must_poll: false,
             idle_since: None,
+            idle_turns: 0,
         })
     }
 
@@ -183,8 +190,19 @@ impl Waiter {
     }
 
     /// A turn moved nothing; returns whether it slept.
-    pub(super) fn idle(&mut self, fabric: &Fabric, context: &mut Context) -> bool {
+    pub(super) fn idle(
+        &mut self,
+        fabric: &Fabric,
+        context: &mut Context,
+        rings: &mut [HeldRing<'_>],
+    ) -> bool {
         if self.poll == Poll::Busy || self.must_poll {
+            std::hint::spin_loop();
+            return false;
+        }
+        // A look at the clock costs as much as a look at a ring.
+        self.idle_turns = (self.idle_turns + 1) % IDLE_CLOCK_TURNS;
+        if self.idle_turns != 0 {
             std::hint::spin_loop();
             return false;
         }
@@ -196,7 +214,7 @@ impl Waiter {
         // Ask for kicks, then look again: a buffer made available before the driver saw the request is found here, one made
         // available after it is announced. NIC sockets and the wake eventfd are level-triggered, so they cannot be missed.
         let owing = context.service_senders(fabric);
-        let armed = !context.arm(fabric);
+        let armed = !held::arm(rings);
         let timeout = if context.in_flight(fabric) {
             SLEEP_IN_FLIGHT
         } else {
@@ -216,7 +234,7 @@ impl Waiter {
             // Non-blocking: fails when somebody else's event woke us.
             let _ = self.shared.wake[self.worker].read();
         }
-        context.disarm(fabric);
+        held::disarm(rings);
         self.idle_since = None;
         slept
     }
