@@ -159,7 +159,6 @@ fn key(flow: u32) -> SessionKey {
 fn lookups(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("lookup");
     group.throughput(Throughput::Elements(BATCH as u64));
-    let small = SessionTable::new(1, 1, &Timeouts::default());
     for sessions in SESSIONS {
         let table = SessionTable::new(CAPACITY, 1, &Timeouts::default());
         let progress = Progress {
@@ -176,13 +175,6 @@ fn lookups(criterion: &mut Criterion) {
             let keys: Vec<SessionKey> = scattered(sessions).map(|flow| key(flow + offset)).collect();
             let mut batches = keys.chunks_exact(BATCH).cycle();
             let mut found = [Lookup::NONE; BATCH];
-            group.bench_function(BenchmarkId::new(format!("keys, {name}"), sessions), |bencher| {
-                bencher.iter(|| {
-                    let Some(batch) = batches.next() else { return };
-                    let searches: [Search; BATCH] = std::array::from_fn(|at| small.begin(&batch[at]));
-                    black_box(&searches);
-                });
-            });
             group.bench_function(BenchmarkId::new(name, sessions), |bencher| {
                 bencher.iter(|| {
                     let Some(batch) = batches.next() else { return };
@@ -201,10 +193,11 @@ fn lookups(criterion: &mut Criterion) {
 #[repr(align(64))]
 struct Line(u64);
 
-/// The least that memory lets a lookup cost: cache lines all over as much memory as the table has, each batch asked for before the
-/// first of it is read. A hit needs two lines, a miss one or two.
+/// The least that memory lets a lookup cost: cache lines all over as much memory as the buckets have, each batch asked for before the
+/// first of it is read. Most lookups need one of them.
 fn lines(criterion: &mut Criterion) {
-    let bytes = SessionTable::new(CAPACITY, 1, &Timeouts::default()).memory_bytes();
+    let [buckets, _] = SessionTable::new(CAPACITY, 1, &Timeouts::default()).addresses();
+    let bytes = buckets.len();
     let lines: Vec<Line> = (0..).map(Line).take(bytes / size_of::<Line>()).collect();
     let mut state = 1_u64;
     let mut anywhere = || {
