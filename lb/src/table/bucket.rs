@@ -125,7 +125,7 @@ impl Bucket {
         let more = ((frames % FRAMES_UNIT) << BYTE_BITS) | (bytes % BYTES_UNIT);
         let seen = u64::from(now) << SEEN_SHIFT;
         let mut before = used.load(Relaxed);
-        // Neither half had more than its mark, and gets less than that.
+        // Neither half has as much as its mark, nor gets as much, so neither runs over.
         let mut counted = (before & COUNTED) + more;
         let after = |counted: u64| seen | counted & !(FRAMES_MARK | BYTES_MARK);
         if shared {

@@ -47,7 +47,7 @@ impl SessionTable {
             used,
         };
         // Whoever inserts a key or moves it holds the lock of its first bucket, so what is not there now will not
-        // come while we hold it, and the first bucket's count says whether to look in the second.
+        // come while we hold it, and the first bucket's filter says whether to look in the second.
         let Some(first) = self.lock(place.first, LOCK_SPINS) else {
             return Insertion::Full;
         };

@@ -140,6 +140,29 @@ fn idle_entries_go_when_their_timer_ends_and_not_before() {
 }
 
 #[test]
+fn an_entry_counts_exactly_until_another_session_begins_in_it() {
+    for workers in [1, 2] {
+        let table = SessionTable::new(100, workers, &Timeouts::default());
+        let Insertion::New(hit) = insert(&table, 0, Timer::TcpEstablished, 5) else {
+            panic!("there is room");
+        };
+        let (mut frames, mut bytes) = (0, 0);
+        for step in 0..1000u32 {
+            let (more_frames, more_bytes) = (step % 65, u64::from(step) * 4000);
+            table.refresh(&hit, 10 + step, more_frames, more_bytes);
+            frames += u64::from(more_frames);
+            bytes += more_bytes;
+        }
+        let entry = table.read(&hit).unwrap();
+        assert_eq!((entry.key, entry.created, entry.last_seen), (key(0), 5, 1009));
+        assert_eq!((entry.frames, entry.bytes), (frames, bytes));
+        table.restart(&hit, 2000);
+        let entry = table.read(&hit).unwrap();
+        assert_eq!((entry.created, entry.frames, entry.bytes), (2000, 0, 0));
+    }
+}
+
+#[test]
 fn expired_entries_make_room() {
     let table = SessionTable::new(100, 1, &Timeouts::default());
     let fill = |range: std::ops::Range<u32>, now| {
