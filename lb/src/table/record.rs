@@ -150,7 +150,8 @@ impl<'a> Whole<'a> {
 
     /// Takes the writers' lock, looking at it at most `spins` times.
     pub(super) fn lock(self, spins: usize) -> Option<Locked<'a>> {
-        self.bucket.try_lock(spins).then_some(Locked(self))
+        // Not `then_some`: a guard that is made in vain would be dropped, and give back another's lock.
+        self.bucket.try_lock(spins).then(|| Locked(self))
     }
 }
 
@@ -234,7 +235,12 @@ mod tests {
         for lane in 0..4 {
             locked.publish(lane as usize, &entry(lane));
         }
+        assert!(
+            whole.lock(1).is_none() && whole.lock(2).is_none(),
+            "a failure gives no lock back"
+        );
         drop(locked);
+        assert!(whole.lock(1).is_some());
         for lane in 0..4 {
             let (read, wrote) = (whole.snapshot(lane as usize).unwrap(), entry(lane));
             assert_eq!(
