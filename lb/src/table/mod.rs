@@ -54,7 +54,7 @@ pub struct Hit {
 impl Hit {
     /// The entry's place as a number, for [`SessionTable::at`].
     pub(crate) fn place(&self) -> u64 {
-        u64::from(self.bucket) << 3 | u64::from(self.lane & 7)
+        u64::from(self.bucket) << 3 | u64::from(self.lane)
     }
 }
 
@@ -263,13 +263,11 @@ impl SessionTable {
     /// Charges frames to an entry and restarts its timer.
     #[inline]
     pub fn refresh(&self, hit: &Hit, now: Millis, frames: u32, bytes: u64) {
-        let lane = usize::from(hit.lane);
-        if let Some(bucket) = self.buckets.get(hit.bucket as usize) {
+        let (index, lane) = (hit.bucket as usize, usize::from(hit.lane));
+        if let Some(bucket) = self.buckets.get(index) {
             let carry = bucket.charge(lane, now, frames, bytes, self.shared);
-            if carry != Carry::default()
-                && let Some(whole) = self.whole_of(hit)
-            {
-                whole.records.carry(lane, carry);
+            if carry != Carry::default() {
+                self.records[index].carry(lane, carry);
             }
         }
     }
