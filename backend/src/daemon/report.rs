@@ -80,14 +80,6 @@ impl Daemon {
         let balancer = self.balancer.stats();
         let census = self.memory.census();
         let nics = self.nics.iter().map(nic_stats).collect();
-        // Workers hand frames to whoever holds a queue, also when that was us, for its counters.
-        let queues = self.nics.iter().map(NicRuntime::view);
-        if queues
-            .into_iter()
-            .any(|nic| nic.queues.iter().any(|queue| queue.tx.has_handed_off()))
-        {
-            self.engine.wake();
-        }
         StatsReport {
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             ports: self.ports.iter().map(port_stats).collect(),
@@ -330,8 +322,8 @@ fn port_stats(port: &PortRuntime) -> PortStats {
 /// What a NIC's sockets, tap and program count now; they begin with 0 each time it is opened.
 pub(super) fn socket_counters(drive: &Drive) -> SocketCounters {
     let queue = |(index, queue): (usize, &NicQueue)| {
-        // A worker holds these for a burst at a time, far less than an operator notices.
-        let rx: NicRxCounters = queue.rx.lock().unwrap_or_else(PoisonError::into_inner).counters();
+        let rx: NicRxCounters = queue.rx_reader.counters();
+        // A worker holds it for a burst at a time, far less than an operator notices.
         let tx: NicTxCounters = queue.tx.lock().tx().counters();
         NicQueueStats {
             index,

@@ -70,7 +70,7 @@ impl StallWatch {
         seen.queues.resize(count, Queue::default());
         let (mut waited, mut errors, mut errno) = (Duration::ZERO, 0, 0);
         for (queue, before) in nic.queues.iter().zip(&mut seen.queues) {
-            // Who holds it is working on it. Frames that are handed off meanwhile are looked at by the caller.
+            // Who holds it is working on it.
             let Some(sender) = queue.tx.try_lock() else {
                 continue;
             };
@@ -129,7 +129,6 @@ impl Daemon {
             Some(stations) => stations.tick(self.engine.now()),
             None => self.balancer.tick(self.engine.now()),
         }
-        let mut owed = false;
         for nic in &self.nics {
             let (Phase::Driven, Some(drive)) = (&nic.phase, &nic.drive) else {
                 continue;
@@ -138,11 +137,6 @@ impl Daemon {
             for input in self.stalls.look(nic.index(), &drive.nic, now, pauses) {
                 self.health.tell(Command::Input(nic.index(), input));
             }
-            owed |= drive.nic.queues.iter().any(|queue| queue.tx.has_handed_off());
-        }
-        if owed {
-            // A worker may have found a queue held by us.
-            self.engine.wake();
         }
         Some(self.stalls.next)
     }
@@ -150,7 +144,6 @@ impl Daemon {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
     use std::sync::Arc;
 
     use vnic_dataplane::fabric::{NicQueue, NicState};
@@ -166,7 +159,7 @@ mod tests {
         let memory = FrameMemory::new(64).unwrap();
         let mut chunks = ChunkCache::new(Arc::clone(&memory));
         let (rx, mut tx, peer) = pair(0, &memory, 4);
-        tx.send(&mut VecDeque::from([chunks.alloc(60).unwrap()]));
+        tx.send(&mut vec![chunks.alloc(60).unwrap()].drain(..));
         tx.flush();
         let state = Arc::new(NicState::new(0, "up0".to_owned(), 1, 1500));
         let nic = Nic {

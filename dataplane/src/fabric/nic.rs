@@ -1,6 +1,6 @@
 //! A host NIC as the workers see it.
 
-use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +12,7 @@ use super::Shared;
 use crate::counters::{NicCounters, PerWorker};
 use crate::group::GroupTap;
 use crate::memory::frames::{ChunkCache, Frame};
-use crate::nic::{NicRx, NicTx};
+use crate::nic::{NicRx, NicRxReader, NicTx};
 
 /// Frames that wait for a TX ring that another worker holds.
 const HAND_OFF: usize = 1024;
@@ -27,7 +27,7 @@ const VERDICT_MS: Millis = 5;
 const LOST_KICK_EVERY: u32 = 16;
 
 /// Chunks in flight from which on a queue's sent ones are taken back before more are sent.
-const REAP_AT: usize = 32;
+const REAP_AT: usize = 8;
 
 /// What of a NIC outlives its sockets: its identity and its counters.
 #[derive(Debug)]
@@ -69,10 +69,9 @@ impl NicState {
     }
 }
 
-/// The sending side of one queue, with room for the burst that is being sent.
+/// The sending side of one queue.
 pub struct NicSender {
     tx: Box<dyn NicTx>,
-    burst: VecDeque<Frame>,
     /// Copies of what the kernel refused, until the NIC is known to be lost (they go by another one) or alive (it had no room).
     refused: Vec<Frame>,
     /// When the first of them was refused.
@@ -94,7 +93,6 @@ impl NicSender {
     fn new(tx: Box<dyn NicTx>) -> NicSender {
         NicSender {
             tx,
-            burst: VecDeque::with_capacity(HAND_OFF),
             refused: Vec::with_capacity(MAX_REFUSED),
             refused_at: None,
             unkicked: 0,
@@ -107,18 +105,15 @@ impl NicSender {
         if self.tx.in_flight() >= REAP_AT {
             self.reap(chunks);
         }
-        self.burst.extend(frames.drain(..));
-        self.tx.send(&mut self.burst);
+        let mut frames = frames.drain(..);
+        self.tx.send(&mut frames);
         self.tx.flush();
-        if !self.burst.is_empty() && self.reap(chunks) > 0 {
-            self.tx.send(&mut self.burst);
+        if frames.len() > 0 && self.reap(chunks) > 0 {
+            self.tx.send(&mut frames);
             self.tx.flush();
         }
-        let mut dropped = 0;
-        for frame in self.burst.drain(..) {
-            chunks.free(frame);
-            dropped += 1;
-        }
+        let dropped = frames.len() as u64;
+        frames.for_each(|frame| chunks.free(frame));
         dropped
     }
 
@@ -198,9 +193,13 @@ impl NicSender {
 
 /// One queue of a NIC.
 pub struct NicQueue {
-    /// Receiving side. Only the worker whose share holds this queue takes it; the lock makes hand-overs between
+    /// Receiving side. Only the worker whose share holds this queue takes it, and keeps it; the lock makes hand-overs between
     /// generations safe.
     pub rx: Mutex<Box<dyn NicRx>>,
+    /// What the receiving side has counted.
+    pub rx_reader: Arc<dyn NicRxReader>,
+    /// What to wait for; `None` if the receiving side cannot be waited for. Open for as long as this queue lives.
+    pub wait_fd: Option<RawFd>,
     /// Sending side, for any worker.
     pub tx: Shared<NicSender>,
 }
@@ -210,6 +209,8 @@ impl NicQueue {
     #[must_use]
     pub fn new(rx: Box<dyn NicRx>, tx: Box<dyn NicTx>) -> NicQueue {
         NicQueue {
+            rx_reader: rx.reader(),
+            wait_fd: rx.wait_fd().map(|fd| fd.as_raw_fd()),
             rx: Mutex::new(rx),
             tx: Shared::new(NicSender::new(tx), HAND_OFF),
         }
@@ -281,7 +282,13 @@ impl Nic {
     /// and the lock is seldom contended.
     #[must_use]
     pub fn tx_queue(&self, worker: usize) -> Option<usize> {
-        worker.checked_rem(self.queues.len())
+        let queues = self.queues.len();
+        // Mostly there is one for each worker, and a division costs as much as several frames' share of a visit.
+        if worker < queues {
+            Some(worker)
+        } else {
+            worker.checked_rem(queues)
+        }
     }
 }
 

@@ -1,6 +1,5 @@
 //! A queue that any worker may fill: a try-lock, and a bounded hand-off ring for who does not get it.
 
-use std::sync::atomic::{Ordering, fence};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use crossbeam_queue::ArrayQueue;
@@ -8,6 +7,11 @@ use crossbeam_queue::ArrayQueue;
 use crate::memory::frames::{ChunkCache, Frame};
 
 /// Something frames are put into, owned by lock and not by thread. The lock is taken once a burst.
+///
+/// Who does not get it pushes its frames onto the hand-off ring, and whoever has the lock next takes them first. No frame is left
+/// behind, because who pushed comes back ([`PutOutcome::owing`]) until the ring is empty: it sees its own frames there without a fence,
+/// and so a holder, who may have looked a moment too early, need not look again with one, which would cost each visit to a queue as
+/// much as the rest of it.
 pub struct Shared<T> {
     inner: Mutex<T>,
     hand_off: ArrayQueue<Frame>,
@@ -37,15 +41,21 @@ impl Stock {
 /// What became of a burst that [`Shared::put`] took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PutOutcome {
-    /// Whether another worker held the queue.
-    pub contended: bool,
-    /// Frames left on the hand-off ring for the holder.
+    /// Frames left on the hand-off ring.
     pub handed_off: u64,
     /// Frames dropped (and freed) because the hand-off ring was full.
     pub dropped: u64,
-    /// Frames may be left on the hand-off ring that nobody else will look at: the caller must come back (an empty burst
-    /// will do), and not sleep before.
+    /// Another thread has the lock, and frames are on the hand-off ring: the caller must put again (an empty burst will do), and not
+    /// sleep before, or have somebody do so who does not sleep.
     pub owing: bool,
+}
+
+impl PutOutcome {
+    /// Whether another thread held the queue when there was something to put.
+    #[must_use]
+    pub fn is_contended(&self) -> bool {
+        self.handed_off + self.dropped > 0
+    }
 }
 
 impl<T> Shared<T> {
@@ -87,7 +97,6 @@ impl<T> Shared<T> {
             self.catch_up(&mut inner, stock, &mut fill);
             fill(&mut inner, &mut stock.chunks, frames);
         } else {
-            outcome.contended = true;
             for frame in frames.drain(..) {
                 match self.hand_off.push(frame) {
                     Ok(()) => outcome.handed_off += 1,
@@ -97,31 +106,33 @@ impl<T> Shared<T> {
                     }
                 }
             }
+            outcome.owing = self.has_handed_off();
         }
-        outcome.owing = self.drain(stock, &mut fill);
         outcome
     }
 
-    /// Has `visit` work on the queue itself, after `fill` has dealt with what was handed off earlier; both share `state`. `None`, and
-    /// nothing done, if another worker holds the queue; else whether the caller must come back ([`PutOutcome::owing`]).
+    /// Has `visit` work on the queue itself, after `fill` has dealt with what was handed off earlier; both share `state`. `false`, and
+    /// nothing done, if another worker holds the queue.
     pub fn visit<S>(
         &self,
         stock: &mut Stock,
         state: &mut S,
         fill: impl Fn(&mut S, &mut T, &mut ChunkCache, &mut Vec<Frame>),
         visit: impl FnOnce(&mut S, &mut T),
-    ) -> Option<bool> {
-        let mut inner = self.try_lock()?;
+    ) -> bool {
+        let Some(mut inner) = self.try_lock() else {
+            return false;
+        };
         let mut take_over = |inner: &mut T, chunks: &mut ChunkCache, frames: &mut Vec<Frame>| {
             fill(state, inner, chunks, frames)
         };
         self.catch_up(&mut inner, stock, &mut take_over);
         visit(state, &mut inner);
-        drop(inner);
-        Some(self.drain(stock, |inner, chunks, frames| fill(state, inner, chunks, frames)))
+        true
     }
 
-    /// Processes all that was handed off before the caller came, or its burst would overtake an earlier one of its own.
+    /// Processes all that was handed off before the caller came, or its burst would overtake an earlier one of its own. At most one full
+    /// ring, so that producers who keep pushing cannot hold us here.
     #[inline]
     fn catch_up(
         &self,
@@ -130,38 +141,10 @@ impl<T> Shared<T> {
         fill: &mut impl FnMut(&mut T, &mut ChunkCache, &mut Vec<Frame>),
     ) {
         for _ in 0..self.hand_off.capacity().div_ceil(Stock::BATCH) {
-            // What the caller itself pushed it sees; no fence is needed for that, and taking from an empty ring has one.
-            if self.hand_off.is_empty() || !self.take_over(inner, stock, fill) {
+            if !self.has_handed_off() || !self.take_over(inner, stock, fill) {
                 break;
             }
         }
-    }
-
-    /// Processes what others handed off, unless somebody else is at it; `true` if frames may be left to which nobody else
-    /// will look, so that the caller must come back.
-    ///
-    /// No frame is left behind, because every holder looks here after letting go of the lock (or, with
-    /// [`Shared::has_handed_off`], before sleeping) and every producer after pushing. Both have a full fence between their
-    /// write (the lock's release; the push) and their read (the ring; the lock). If the producer's fence comes first in the
-    /// total order of such fences, the holder's read finds the frame. If the holder's comes first, the producer's `try_lock`
-    /// sees that release or a later lock, whose holder then is the one who will look.
-    pub fn drain(
-        &self,
-        stock: &mut Stock,
-        mut fill: impl FnMut(&mut T, &mut ChunkCache, &mut Vec<Frame>),
-    ) -> bool {
-        // At most one full ring a call, so that producers who keep pushing cannot hold us here.
-        for _ in 0..=self.hand_off.capacity() / Stock::BATCH {
-            if !self.has_handed_off() {
-                return false;
-            }
-            let Some(mut inner) = self.try_lock() else {
-                return false;
-            };
-            self.take_over(&mut inner, stock, &mut fill);
-        }
-        // A producer may have found the lock taken since we last looked.
-        self.has_handed_off()
     }
 
     /// Leaves a frame for whoever fills the queue next: for a thread that is no worker, and that wakes the workers afterwards. The
@@ -170,11 +153,10 @@ impl<T> Shared<T> {
         self.hand_off.push(frame)
     }
 
-    /// Whether frames wait on the hand-off ring. A holder who lets go of the lock without [`Shared::drain`] must ask this and
-    /// have a worker look: a producer may have relied on it.
+    /// Whether frames wait on the hand-off ring, of those whose pushing the caller can know of.
     #[must_use]
     pub fn has_handed_off(&self) -> bool {
-        fence(Ordering::SeqCst);
+        // Nothing but two loads, where taking from an empty ring has a fence.
         !self.hand_off.is_empty()
     }
 
@@ -207,7 +189,5 @@ impl<T> Shared<T> {
     }
 }
 
-#[cfg(test)]
-mod store_buffers;
 #[cfg(test)]
 mod tests;

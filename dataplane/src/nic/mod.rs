@@ -7,6 +7,8 @@ mod sink;
 pub use sink::SinkTx;
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::vec::Drain;
 
 use crate::memory::frames::{ChunkCache, Frame};
 
@@ -21,15 +23,20 @@ pub trait NicRx: Send {
     /// Readable when frames have arrived; `None` for a twin that cannot be waited on.
     fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
 
+    /// Reads its counters from elsewhere, while a worker has it.
+    fn reader(&self) -> Arc<dyn NicRxReader>;
+}
+
+/// Shows what a receiving side has counted to whoever does not hold it.
+pub trait NicRxReader: Send + Sync {
     /// Counters since the socket was made.
     fn counters(&self) -> NicRxCounters;
 }
 
 /// Sending side of one NIC queue; any worker may hold it for a burst, by try-lock.
 pub trait NicTx: Send {
-    /// Takes whole frames from the front of `frames` as long as the ring has room; returns how many it took.
-    /// Nothing moves before [`NicTx::flush`].
-    fn send(&mut self, frames: &mut std::collections::VecDeque<Frame>) -> usize;
+    /// Takes whole frames from the front of `frames` as long as the ring has room. Nothing moves before [`NicTx::flush`].
+    fn send(&mut self, frames: &mut Drain<'_, Frame>);
 
     /// Tells the kernel to send what was queued, if it needs telling. Errors are counted, not returned.
     fn flush(&mut self);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::fabric::{Nic, Stock};
 use crate::memory::frames::{ChunkCache, Frame, FrameMemory};
 
-/// Sends frames that no guest sent. Takes the queue as a worker does: if one holds it, the frame is left to it.
+/// Sends frames that no guest sent. Takes the queue as a worker does: if one holds it, the frame is left to whoever has it next.
 ///
 /// Probes do not go by [`Nic::hand_over`], for they are to tell of a NIC and not of the workers. How long a worker takes to wake, or to be
 /// given a CPU, would count as the link's round trip, up to a loss; a ring without room would too, since it is found by the worker alone; and
@@ -21,7 +21,7 @@ pub struct Injector {
 pub struct Injected {
     /// It is on the ring, or handed to the worker that holds the queue.
     pub sent: bool,
-    /// Frames of workers are left for the queue: wake them.
+    /// It is left for a worker to send: wake them.
     pub owing: bool,
 }
 
@@ -59,15 +59,10 @@ impl Injector {
     }
 
     /// Takes back what was sent, if no worker is at it: one that sleeps would not.
-    pub fn collect(&mut self, nic: &Nic) -> Injected {
-        let mut owing = false;
-        if let Some(queue) = nic.queues.first() {
-            if let Some(mut sender) = queue.tx.try_lock() {
-                sender.reap(&mut self.stock.chunks);
-            }
-            owing = queue.tx.has_handed_off();
+    pub fn collect(&mut self, nic: &Nic) {
+        if let Some(mut sender) = nic.queues.first().and_then(|queue| queue.tx.try_lock()) {
+            sender.reap(&mut self.stock.chunks);
         }
-        Injected { sent: false, owing }
     }
 }
 
@@ -120,7 +115,7 @@ mod tests {
             let thread = scope.spawn(|| injector.send(&nic, &[0; 60]));
             thread.join().unwrap()
         });
-        assert!(sent.sent && nic.queues[0].tx.has_handed_off());
+        assert!(sent.sent && sent.owing && nic.queues[0].tx.has_handed_off());
         drop(held);
     }
 }

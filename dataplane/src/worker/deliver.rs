@@ -18,7 +18,7 @@ pub(super) struct Staged {
     by_destination: Box<[Vec<Frame>]>,
     /// Destinations that have frames now.
     touched: Vec<usize>,
-    /// Destinations whose hand-off ring must be looked at again, see [`PutOutcome::owing`].
+    /// Destinations to come back to, see [`PutOutcome::owing`].
     owing: Vec<usize>,
 }
 
@@ -55,7 +55,7 @@ impl Staged {
         self.push(usize::from(port) * MAX_QUEUE_PAIRS + pair, frame);
     }
 
-    /// Comes back to a guest RX ring's hand-off ring.
+    /// Comes back to a guest RX ring.
     pub(super) fn owe_port(&mut self, port: PortIndex, pair: usize) {
         self.owing.push(usize::from(port) * MAX_QUEUE_PAIRS + pair);
     }
@@ -160,7 +160,7 @@ impl Context {
         }
     }
 
-    /// Comes back to the hand-off rings that were left with frames; returns how many those were.
+    /// Comes back to the queues that others held, for the frames left there; returns how many those were.
     pub(super) fn settle_debts(&mut self, fabric: &Fabric) -> usize {
         let count = self.staged.owing.len();
         if count == 0 {
@@ -192,16 +192,30 @@ impl Context {
                 self.stock.chunks.free(frame);
             }
         }
-        let outcome = queue.tx.put(&mut self.stock, frames, |sender, chunks, frames| {
-            drops.add(DropReason::NicRingFull, sender.send(chunks, frames));
-        });
-        if outcome.contended {
+        let outcome = self.send_by(nic, &queue.tx, frames);
+        if outcome.is_contended() {
             drops.add(DropReason::HandOffFull, outcome.dropped);
             self.count_contention(outcome);
         }
         if outcome.owing {
             self.staged.owing.push(destination);
         }
+    }
+
+    /// Sends frames by a queue of a NIC, after those that others left for it.
+    pub(super) fn send_by(
+        &mut self,
+        nic: &Nic,
+        queue: &Shared<NicSender>,
+        frames: &mut Vec<Frame>,
+    ) -> PutOutcome {
+        let drops = &nic.state.counters.of(self.index).drops;
+        queue.put(&mut self.stock, frames, |sender, chunks, frames| {
+            match sender.send(chunks, frames) {
+                0 => {}
+                dropped => drops.add(DropReason::NicRingFull, dropped),
+            }
+        })
     }
 
     pub(super) fn count_contention(&self, outcome: PutOutcome) {
@@ -229,17 +243,7 @@ impl Context {
 
     /// Looks after what this worker sent by queues of other shares; returns whether it must do so again at once.
     pub(super) fn service_senders(&mut self, fabric: &Fabric) -> bool {
-        let queues = &fabric.shares[self.index].nic_tx;
-        queues
-            .iter()
-            .map(|&(nic, queue)| self.service_nic(fabric, nic, queue))
-            .sum::<usize>()
-            > 0
-    }
-
-    /// Whether another worker handed frames to such a queue, perhaps while [`Context::in_flight`] held it.
-    pub(super) fn handed_off(&self, fabric: &Fabric) -> bool {
-        self.senders(fabric).any(|(_, tx)| tx.has_handed_off())
+        self.service_queues(fabric, &fabric.shares[self.index].nic_tx) > 0
     }
 
     fn senders<'a>(&self, fabric: &'a Fabric) -> impl Iterator<Item = (&'a Nic, &'a Shared<NicSender>)> {

@@ -1,42 +1,43 @@
 //! Frames that NICs receive, and copies of those to groups.
 
-use std::sync::Mutex;
-
 use super::from_guest::frame_len;
+use super::held::HeldNicQueue;
 use super::{BURST, Context};
 use crate::checksum::partial;
 use crate::counters::DropReason;
 use crate::fabric::{Fabric, Nic};
 use crate::memory::frames::Frame;
-use crate::nic::NicRx;
 use crate::switch::{self, FromNic};
 
 impl Context {
     /// Takes one burst from a NIC queue; returns the number of frames.
-    pub(super) fn poll_nic(&mut self, fabric: &Fabric, nic_at: usize, queue_at: usize) -> usize {
-        let nic = &fabric.nics[nic_at];
-        let queue = &nic.queues[queue_at];
-        let received = self.receive(&queue.rx);
+    pub(super) fn poll_nic(&mut self, fabric: &Fabric, held: &mut HeldNicQueue<'_>) -> usize {
+        let nic = &fabric.nics[held.nic];
+        let Some(rx) = held.rx() else { return 0 };
+        let received = rx.receive(&mut self.stock.chunks, &mut self.burst, BURST);
+        rx.refill(&mut self.stock.chunks);
         self.route_received(fabric, nic);
         received
     }
 
-    /// Looks after the frames that a NIC queue sends; returns 1 if it must be looked at again at once.
-    pub(super) fn service_nic(&mut self, fabric: &Fabric, nic_at: usize, queue_at: usize) -> usize {
-        let nic = &fabric.nics[nic_at];
-        let tx = &nic.queues[queue_at].tx;
-        if let Some(mut sender) = tx.try_lock()
-            && sender.is_pending()
-        {
-            self.look_after(&nic.state, &mut sender);
+    /// Looks after the frames that NIC queues send, and sends what threads that are no workers left for them; returns how much there was
+    /// that wants another look at once.
+    pub(super) fn service_queues(&mut self, fabric: &Fabric, queues: &[(usize, usize)]) -> usize {
+        let mut busy = 0;
+        for &(nic, queue) in queues {
+            let nic = &fabric.nics[nic];
+            let tx = &nic.queues[queue].tx;
+            if let Some(mut sender) = tx.try_lock()
+                && sender.is_pending()
+            {
+                self.look_after(&nic.state, &mut sender);
+            }
+            if tx.has_handed_off() {
+                busy += usize::from(self.send_by(nic, tx, &mut Vec::new()).owing);
+            }
+            busy += self.redrive(fabric, nic);
         }
-        let counters = nic.state.counters.of(self.index);
-        let owing = tx.drain(&mut self.stock, |sender, chunks, frames| {
-            counters
-                .drops
-                .add(DropReason::NicRingFull, sender.send(chunks, frames));
-        });
-        usize::from(owing) + self.redrive(fabric, nic)
+        busy
     }
 
     /// Takes one burst of a NIC's group copies.
@@ -47,14 +48,6 @@ impl Context {
         let received = tap.receive(&mut self.stock.chunks, &mut self.burst, BURST);
         drop(tap);
         self.route_received(fabric, nic);
-        received
-    }
-
-    fn receive(&mut self, rx: &Mutex<Box<dyn NicRx>>) -> usize {
-        // Contended only while the control thread reads its counters.
-        let Ok(mut rx) = rx.try_lock() else { return 0 };
-        let received = rx.receive(&mut self.stock.chunks, &mut self.burst, BURST);
-        rx.refill(&mut self.stock.chunks);
         received
     }
 

@@ -1,12 +1,59 @@
-//! The send rings of a worker's share. It keeps their locks for as long as it has the fabric: nobody else wants them until the next
-//! one, and to take a lock and to give it back costs more than the rest of a look at an idle ring.
+//! What a worker keeps locked for as long as it has its fabric: the send rings and the receiving NIC queues of its share. Nobody else wants
+//! them until the next fabric, and to take a lock and to give it back costs more than the rest of a look at an idle queue.
 
-use std::sync::MutexGuard;
+use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use crate::fabric::{Fabric, Ring};
+use crate::nic::NicRx;
 use crate::virtq;
 
-/// One of them.
+/// A worker's share, as it keeps it.
+pub(super) struct Held<'f> {
+    /// The guests' send rings that run.
+    pub rings: Vec<HeldRing<'f>>,
+    /// The NIC queues.
+    pub nic_queues: Vec<HeldNicQueue<'f>>,
+}
+
+impl<'f> Held<'f> {
+    pub(super) fn of_share(fabric: &'f Fabric, worker: usize) -> Held<'f> {
+        let share = &fabric.shares[worker];
+        let rings = share.guest_tx.iter().filter_map(|&(port, pair)| {
+            Some(HeldRing {
+                port,
+                pair,
+                ring: fabric.ports[port].pairs[pair].tx.as_deref()?,
+                engine: None,
+            })
+        });
+        let nic_queues = share.nic_queues.iter().map(|&(nic, queue)| HeldNicQueue {
+            nic,
+            lock: &fabric.nics[nic].queues[queue].rx,
+            rx: None,
+        });
+        Held {
+            rings: rings.collect(),
+            nic_queues: nic_queues.collect(),
+        }
+    }
+
+    /// Whether a ring has work after all, with notifications asked for: the recheck before sleeping.
+    pub(super) fn arm(&mut self) -> bool {
+        self.rings
+            .iter_mut()
+            .filter(|held| !held.ring.is_broken())
+            .any(|held| held.engine().is_none_or(|engine| engine.arm()))
+    }
+
+    /// Tells the drivers not to kick: the worker is polling again.
+    pub(super) fn disarm(&mut self) {
+        for engine in self.rings.iter_mut().filter_map(HeldRing::engine) {
+            engine.disarm();
+        }
+    }
+}
+
+/// A guest's send ring.
 pub(super) struct HeldRing<'f> {
     /// Its port's place in the fabric.
     pub port: usize,
@@ -17,22 +64,7 @@ pub(super) struct HeldRing<'f> {
     engine: Option<MutexGuard<'f, virtq::Ring>>,
 }
 
-impl<'f> HeldRing<'f> {
-    /// The rings of a worker's share that run.
-    pub(super) fn of_share(fabric: &'f Fabric, worker: usize) -> Vec<HeldRing<'f>> {
-        let rings = fabric.shares[worker].guest_tx.iter();
-        rings
-            .filter_map(|&(port, pair)| {
-                Some(HeldRing {
-                    port,
-                    pair,
-                    ring: fabric.ports[port].pairs[pair].tx.as_deref()?,
-                    engine: None,
-                })
-            })
-            .collect()
-    }
-
+impl HeldRing<'_> {
     /// The ring's engine, unless it is broken or still another worker's.
     #[inline]
     pub(super) fn engine(&mut self) -> Option<&mut virtq::Ring> {
@@ -46,17 +78,26 @@ impl<'f> HeldRing<'f> {
     }
 }
 
-/// Whether a ring has work after all, with notifications asked for: the recheck before sleeping.
-pub(super) fn arm(rings: &mut [HeldRing<'_>]) -> bool {
-    rings
-        .iter_mut()
-        .filter(|held| !held.ring.is_broken())
-        .any(|held| held.engine().is_none_or(|engine| engine.arm()))
+/// A NIC queue's receiving side.
+pub(super) struct HeldNicQueue<'f> {
+    /// The NIC's place in the fabric.
+    pub nic: usize,
+    lock: &'f Mutex<Box<dyn NicRx>>,
+    /// `None` while the worker that had it in the last generation still does.
+    rx: Option<MutexGuard<'f, Box<dyn NicRx>>>,
 }
 
-/// Tells the drivers not to kick: the worker is polling again.
-pub(super) fn disarm(rings: &mut [HeldRing<'_>]) {
-    for engine in rings.iter_mut().filter_map(HeldRing::engine) {
-        engine.disarm();
+impl HeldNicQueue<'_> {
+    /// The receiving side, unless it is still another worker's.
+    #[inline]
+    pub(super) fn rx(&mut self) -> Option<&mut (dyn NicRx + 'static)> {
+        if self.rx.is_none() {
+            self.rx = match self.lock.try_lock() {
+                Ok(rx) => Some(rx),
+                // A worker that panicked ends the process soon; until then its NIC queues rest.
+                Err(TryLockError::Poisoned(_) | TryLockError::WouldBlock) => None,
+            };
+        }
+        self.rx.as_deref_mut().map(Box::as_mut)
     }
 }

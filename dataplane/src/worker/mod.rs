@@ -27,7 +27,7 @@ use crate::fabric::{Fabric, Stock};
 use crate::memory::frames::{ChunkCache, Frame, FrameMemory};
 use crate::virtq::prepare_to_signal;
 use deliver::Staged;
-use held::HeldRing;
+use held::Held;
 use sort::Sorted;
 pub use wait::{Poll, SleepIn};
 pub(crate) use wait::{Waiter, choose};
@@ -105,7 +105,7 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
 fn serve(fabric: &Fabric, context: &mut Context, waiter: &mut Waiter) {
     let shared = Arc::clone(&context.shared);
     let counters = shared.counters.of(context.index);
-    let mut rings = HeldRing::of_share(fabric, context.index);
+    let mut held = Held::of_share(fabric, context.index);
     let mut turns_to_clock = 0;
     while shared.generation.load(Ordering::Acquire) == fabric.generation
         && !shared.stopping.load(Ordering::Acquire)
@@ -118,12 +118,12 @@ fn serve(fabric: &Fabric, context: &mut Context, waiter: &mut Waiter) {
             }
         }
         turns_to_clock -= 1;
-        let moved = context.turn(fabric, &mut rings);
+        let moved = context.turn(fabric, &mut held);
         counters.turns.add(1);
         if moved > 0 {
             counters.busy_turns.add(1);
             waiter.busy();
-        } else if waiter.idle(fabric, context, &mut rings) {
+        } else if waiter.idle(fabric, context, &mut held) {
             counters.sleeps.add(1);
             turns_to_clock = 0;
         }
@@ -131,12 +131,12 @@ fn serve(fabric: &Fabric, context: &mut Context, waiter: &mut Waiter) {
 }
 
 impl Context {
-    /// One look at every queue of the share, of which `rings` are the guests'; returns the number of frames moved.
-    fn turn(&mut self, fabric: &Fabric, rings: &mut [HeldRing<'_>]) -> usize {
+    /// One look at every queue of the share; returns the number of frames moved.
+    fn turn(&mut self, fabric: &Fabric, held: &mut Held<'_>) -> usize {
         let share = &fabric.shares[self.index];
         let mut moved = 0;
-        for held in rings {
-            moved += self.poll_guest(fabric, held);
+        for ring in &mut held.rings {
+            moved += self.poll_guest(fabric, ring);
         }
         let service = moved == 0 || self.turns_to_service == 0;
         self.turns_to_service = if service {
@@ -144,11 +144,11 @@ impl Context {
         } else {
             self.turns_to_service - 1
         };
-        for &(nic, queue) in &share.nic_queues {
-            moved += self.poll_nic(fabric, nic, queue);
-            if service {
-                moved += self.service_nic(fabric, nic, queue);
-            }
+        for queue in &mut held.nic_queues {
+            moved += self.poll_nic(fabric, queue);
+        }
+        if service {
+            moved += self.service_queues(fabric, &share.nic_queues);
         }
         for &nic in &share.groups {
             moved += self.poll_group(fabric, nic);

@@ -93,12 +93,15 @@ impl Context {
                 receiver.fill(engine, chunks, frames)
             });
         let failure = receiver.failure;
-        if outcome.contended {
+        if outcome.is_contended() {
             let drops = &port.state.counters.of(self.index).drops;
             drops.add(DropReason::HandOffFull, outcome.dropped);
             self.count_contention(outcome);
         }
-        self.after_delivery(port, pair_at, ring, failure, outcome.owing);
+        if outcome.owing {
+            self.staged.owe_port(port.state.index, pair_at);
+        }
+        self.after_delivery(port, pair_at, ring, failure);
     }
 
     /// Forwards frames that the guest TX ring `from` has gathered. `false`, and nothing done, if another worker holds the receive
@@ -124,22 +127,13 @@ impl Context {
             },
         );
         let failure = receiver.failure;
-        let Some(owing) = visited else { return false };
-        self.after_delivery(port, pair_at, ring, failure, owing);
-        true
+        if visited {
+            self.after_delivery(port, pair_at, ring, failure);
+        }
+        visited
     }
 
-    fn after_delivery(
-        &mut self,
-        port: &Port,
-        pair_at: usize,
-        ring: &Ring,
-        failure: Option<RingError>,
-        owing: bool,
-    ) {
-        if owing {
-            self.staged.owe_port(port.state.index, pair_at);
-        }
+    fn after_delivery(&mut self, port: &Port, pair_at: usize, ring: &Ring, failure: Option<RingError>) {
         if let Some(error) = failure {
             self.ring_broken(port, pair_at * 2, ring, error);
         }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::ring::{Consumer, Producer};
 use super::socket::Socket;
 use super::syscall;
+use crate::counters::Counter;
 use crate::memory::frames::{ChunkCache, Frame, MAX_SEGMENTS};
-use crate::nic::{NicRx, NicRxCounters};
+use crate::nic::{NicRx, NicRxCounters, NicRxReader};
 
 /// Most calls of [`NicRx::refill`] between two looks at the fill ring, and at the driver's wish to be woken.
 const LOOK_EVERY: u32 = 64;
@@ -75,8 +76,28 @@ pub struct XskRx {
     /// The rest of the frame on the ring is thrown away.
     skipping: bool,
     pace: RefillPace,
-    counters: NicRxCounters,
+    counts: Arc<Counts>,
     socket: Arc<Socket>,
+}
+
+/// What the half counts, and where the kernel's own counts are read.
+struct Counts {
+    frames: Counter,
+    bytes: Counter,
+    too_long: Counter,
+    socket: Arc<Socket>,
+}
+
+impl NicRxReader for Counts {
+    fn counters(&self) -> NicRxCounters {
+        let kernel = self.socket.statistics();
+        NicRxCounters {
+            frames: self.frames.get(),
+            bytes: self.bytes.get(),
+            too_long: self.too_long.get(),
+            kernel_dropped: kernel.rx_dropped + kernel.rx_ring_full,
+        }
+    }
 }
 
 impl XskRx {
@@ -87,7 +108,12 @@ impl XskRx {
             rx,
             partial: None,
             skipping: false,
-            counters: NicRxCounters::default(),
+            counts: Arc::new(Counts {
+                frames: Counter::default(),
+                bytes: Counter::default(),
+                too_long: Counter::default(),
+                socket: Arc::clone(&socket),
+            }),
             socket,
         }
     }
@@ -101,7 +127,7 @@ impl XskRx {
             .as_ref()
             .is_some_and(|frame| frame.segment_count() == MAX_SEGMENTS)
         {
-            self.counters.too_long += 1;
+            self.counts.too_long.add(1);
             self.skipping = true;
         }
         if self.skipping {
@@ -133,18 +159,21 @@ impl NicRx for XskRx {
             Arc::ptr_eq(chunks.memory(), &self.socket.memory),
             "a cache of another frame memory"
         );
-        let mut count = 0;
+        let (mut count, mut bytes) = (0, 0);
         while count < max {
             let Some(descriptor) = self.rx.pop() else { break };
             self.pace.received = self.pace.received.saturating_add(1);
             if let Some(frame) = self.take(chunks, descriptor) {
-                self.counters.bytes += frame.len() as u64;
+                bytes += frame.len() as u64;
                 out.push(frame);
                 count += 1;
             }
         }
         self.rx.release();
-        self.counters.frames += count as u64;
+        if count > 0 {
+            self.counts.frames.add(count as u64);
+            self.counts.bytes.add(bytes);
+        }
         count
     }
 
@@ -174,12 +203,8 @@ impl NicRx for XskRx {
         Some(self.socket.fd())
     }
 
-    fn counters(&self) -> NicRxCounters {
-        let kernel = self.socket.statistics();
-        NicRxCounters {
-            kernel_dropped: kernel.rx_dropped + kernel.rx_ring_full,
-            ..self.counters
-        }
+    fn reader(&self) -> Arc<dyn NicRxReader> {
+        Arc::clone(&self.counts) as _
     }
 }
 

@@ -1,8 +1,9 @@
 //! The sending half of a socket.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::vec::Drain;
 
 use super::ring::{Consumer, Producer};
 use super::socket::{Socket, XskInfo};
@@ -156,22 +157,22 @@ impl XskTx {
 }
 
 impl NicTx for XskTx {
-    fn send(&mut self, frames: &mut VecDeque<Frame>) -> usize {
-        let mut count = 0;
-        while let Some(frame) = frames.pop_front() {
-            let segments = u32::try_from(frame.segment_count()).unwrap_or(u32::MAX);
-            if segments > 1 && !self.info.multi_buffer {
-                self.counters.too_long += 1;
-                self.socket.memory.free_to_pool(frame);
-            } else if self.tx.free(segments) >= segments {
-                self.give(frame);
-            } else {
-                frames.push_front(frame);
-                break;
+    fn send(&mut self, frames: &mut Drain<'_, Frame>) {
+        while let Some(segments) = frames.as_slice().first().map(Frame::segment_count) {
+            let segments = u32::try_from(segments).unwrap_or(u32::MAX);
+            let is_too_long = segments > 1 && !self.info.multi_buffer;
+            if !is_too_long && self.tx.free(segments) < segments {
+                return;
             }
-            count += 1;
+            match frames.next() {
+                Some(frame) if is_too_long => {
+                    self.counters.too_long += 1;
+                    self.socket.memory.free_to_pool(frame);
+                }
+                Some(frame) => self.give(frame),
+                None => return,
+            }
         }
-        count
     }
 
     fn flush(&mut self) {

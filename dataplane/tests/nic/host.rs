@@ -154,8 +154,8 @@ fn host_and_guest_on_one_nic_meet_only_beyond_the_wire() {
         assert_eq!(rig.peer.receive(), to_guest);
         let mut out = Vec::new();
         assert_eq!(rig.rx.receive(&mut rig.chunks, &mut out, 1), 0);
-        let mut frames = VecDeque::from([rig.frame_of(&to_host)]);
-        rig.send(&mut frames);
+        let mut frames = vec![rig.frame_of(&to_host)];
+        rig.send(frames.drain(..));
         assert_eq!(rig.peer.receive(), to_host);
         assert_eq!(host.try_receive(), None);
         // A switch that sends it back brings it to the other one.

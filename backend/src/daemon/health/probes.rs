@@ -117,7 +117,7 @@ impl Probes {
                     probing.known = Some(answer.from);
                     view.answered.fetch_add(1, Ordering::Relaxed);
                 }
-                owing |= self.injector.collect(&nic).owing;
+                self.injector.collect(&nic);
                 tell(index, verdict);
             }
             if let Some(rtt_us) = step.rtt_us {

@@ -1,14 +1,15 @@
 //! Rings that are disabled, broken, empty or full; queues that are full; chunks that run out; workers that die.
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::vec::Drain;
 
 use super::lab::{Habits, Lab, SETTINGS, STRANGER, guest_mac, tag, udp};
 use crate::counters::DropReason;
 use crate::engine::{Event, Poll};
 use crate::fabric::NicQueue;
-use crate::memory::frames::{ChunkCache, Frame};
-use crate::nic::{NicRx, NicRxCounters, NicTx, NicTxCounters};
+use crate::memory::frames::{ChunkCache, Frame, FrameMemory};
+use crate::nic::{NicRx, NicRxReader, NicTx, NicTxCounters, memory};
 use crate::virtq::RingError;
 use crate::virtq::testing::{Driver, INDIRECT, Kind, MEMORY_END, NEXT, SCRATCH, WRITE};
 
@@ -250,15 +251,14 @@ impl NicRx for Faulty {
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.0.as_fd())
     }
-    fn counters(&self) -> NicRxCounters {
-        NicRxCounters::default()
+    fn reader(&self) -> Arc<dyn NicRxReader> {
+        let (rx, ..) = memory::pair(0, &FrameMemory::new(1).expect("memory"), 1);
+        rx.reader()
     }
 }
 
 impl NicTx for Faulty {
-    fn send(&mut self, _: &mut VecDeque<Frame>) -> usize {
-        0
-    }
+    fn send(&mut self, _: &mut Drain<'_, Frame>) {}
     fn flush(&mut self) {}
     fn reap(&mut self, _: &mut ChunkCache) -> usize {
         0

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use self::epoll::EpollSleeper;
 use self::uring::UringSleeper;
 use super::Context;
-use super::held::{self, HeldRing};
+use super::held::Held;
 use crate::engine::SharedState;
 use crate::fabric::Fabric;
 
@@ -169,11 +169,7 @@ impl Waiter {
             fds.push((kick.as_raw_fd(), Trigger::Edge));
         }
         for &(nic, queue) in &share.nic_queues {
-            let rx = fabric.nics[nic].queues[queue]
-                .rx
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            fds.push((rx.wait_fd()?.as_raw_fd(), Trigger::Level));
+            fds.push((fabric.nics[nic].queues[queue].wait_fd?, Trigger::Level));
         }
         for &nic in &share.groups {
             if let Some(group) = &fabric.nics[nic].group {
@@ -190,12 +186,7 @@ impl Waiter {
     }
 
     /// A turn moved nothing; returns whether it slept.
-    pub(super) fn idle(
-        &mut self,
-        fabric: &Fabric,
-        context: &mut Context,
-        rings: &mut [HeldRing<'_>],
-    ) -> bool {
+    pub(super) fn idle(&mut self, fabric: &Fabric, context: &mut Context, held: &mut Held<'_>) -> bool {
         if self.poll == Poll::Busy || self.must_poll {
             std::hint::spin_loop();
             return false;
@@ -214,14 +205,13 @@ impl Waiter {
         // Ask for kicks, then look again: a buffer made available before the driver saw the request is found here, one made
         // available after it is announced. NIC sockets and the wake eventfd are level-triggered, so they cannot be missed.
         let owing = context.service_senders(fabric);
-        let armed = !held::arm(rings);
+        let armed = !held.arm();
         let timeout = if context.in_flight(fabric) {
             SLEEP_IN_FLIGHT
         } else {
             SLEEP
         };
-        // Last: the looks above hold locks for a moment, in which another worker may have left us frames.
-        let slept = armed && !owing && !context.handed_off(fabric);
+        let slept = armed && !owing;
         if slept {
             let failed = match &mut self.sleeper {
                 Sleeper::Epoll(sleeper) => sleeper.sleep(timeout),
@@ -234,7 +224,7 @@ impl Waiter {
             // Non-blocking: fails when somebody else's event woke us.
             let _ = self.shared.wake[self.worker].read();
         }
-        held::disarm(rings);
+        held.disarm();
         self.idle_since = None;
         slept
     }
