@@ -109,7 +109,7 @@ unsafe fn block<const N: usize>(from: NonNull<u8>, to: NonNull<u8>) {
     };
 }
 
-/// Cache lines of one buffer that are wanted soon.
+/// Cache lines of one buffer that are read soon.
 #[derive(Clone, Copy)]
 pub(crate) struct Lines {
     host: *const u8,
@@ -134,49 +134,84 @@ impl Lines {
         }
     }
 
-    /// Has `fetch` bring the next of them in, if there is one.
+    /// Starts to bring the next of them in; `false` if there is none.
     #[inline(always)]
-    fn fetch(&mut self, fetch: impl Fn(*const u8)) -> bool {
+    fn fetch(&mut self) -> bool {
         let is_one = self.at < self.end;
         if is_one {
-            fetch(self.host.wrapping_add(self.at));
+            prefetch_at_once(self.host.wrapping_add(self.at));
             self.at += CACHE_LINE;
         }
         is_one
     }
 }
 
-/// Copies as [`copy`] does, and brings in what is read and what is written next: a line of each with every line that is copied, as a
-/// processor has only so many requests under way, and waits if it is given more.
+/// Copies as [`copy`] does, and brings in what is read `next`: a line with every line that is copied, as a processor has only so many
+/// requests under way, and waits if it is given more.
 ///
 /// # Safety
 /// As for [`copy`].
 #[inline(always)]
-pub(super) unsafe fn copy_and_fetch(
-    from: NonNull<u8>,
-    to: NonNull<u8>,
-    len: usize,
-    [mut read, mut written]: [Lines; 2],
-) {
-    const LINE: usize = CACHE_LINE;
-    let lines = if len > SHORT { len / LINE } else { 0 };
-    for at in (0..lines).map(|line| line * LINE) {
-        read.fetch(prefetch_read);
-        written.fetch(prefetch_write);
-        // SAFETY: the line ends within the `len` bytes that the caller vouches for.
-        unsafe {
-            block::<{ LINE / 2 }>(from.add(at), to.add(at));
-            block::<{ LINE / 2 }>(from.add(at + LINE / 2), to.add(at + LINE / 2));
-        }
+pub(super) unsafe fn copy_and_fetch(from: NonNull<u8>, to: NonNull<u8>, len: usize, mut next: Lines) {
+    if len <= SHORT {
+        while next.fetch() {}
+        // SAFETY: as the caller vouches.
+        return unsafe { copy(from, to, len) };
     }
-    while read.fetch(prefetch_read) | written.fetch(prefetch_write) {}
-    let done = lines * LINE;
-    // SAFETY: as the caller vouches, of the bytes that are left.
-    unsafe { copy(from.add(done), to.add(done), len - done) };
+    let lines = len / CACHE_LINE;
+    let done = lines * CACHE_LINE;
+    // SAFETY: as the caller vouches, of whole lines that are not more than `len` bytes, and of those that are left.
+    unsafe {
+        copy_lines(from, to, lines, next);
+        copy(from.add(done), to.add(done), len - done);
+    }
 }
 
-/// Starts to bring the cache line at `at` in, to be read: into the second-level cache, which has more than twice as many requests to memory
-/// under way as the first.
+/// Copies whole lines, and fetches one of `next` with each, and the rest of these.
+///
+/// # Safety
+/// As for [`copy`], of as many bytes as `lines` have.
+#[inline]
+unsafe fn copy_lines(from: NonNull<u8>, to: NonNull<u8>, lines: usize, next: Lines) {
+    #[cfg(target_arch = "x86_64")]
+    if std::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2; for the rest, as the caller vouches.
+        return unsafe { copy_lines_wide(from, to, lines, next) };
+    }
+    // SAFETY: as the caller vouches.
+    unsafe { copy_line_by_line(from, to, lines, next) };
+}
+
+/// [`copy_line_by_line`] with 32 bytes at a time: a processor has only so many stores that wait for their lines, and if a line takes two of
+/// them and not four, they are of twice as many lines.
+///
+/// # Safety
+/// As for [`copy_lines`]; and the processor must have AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn copy_lines_wide(from: NonNull<u8>, to: NonNull<u8>, lines: usize, next: Lines) {
+    // SAFETY: as the caller vouches.
+    unsafe { copy_line_by_line(from, to, lines, next) };
+}
+
+/// # Safety
+/// As for [`copy_lines`].
+#[inline(always)]
+unsafe fn copy_line_by_line(from: NonNull<u8>, to: NonNull<u8>, lines: usize, mut next: Lines) {
+    const HALF: usize = CACHE_LINE / 2;
+    for at in (0..lines).map(|line| line * CACHE_LINE) {
+        next.fetch();
+        // SAFETY: the line ends within the bytes that the caller vouches for.
+        unsafe {
+            block::<HALF>(from.add(at), to.add(at));
+            block::<HALF>(from.add(at + HALF), to.add(at + HALF));
+        }
+    }
+    while next.fetch() {}
+}
+
+/// Starts to bring the cache line at `at` in, to be read: into the second-level cache, which on some processors has more than twice as many
+/// requests to memory under way as the first.
 #[inline(always)]
 pub(super) fn prefetch_read(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
@@ -184,6 +219,19 @@ pub(super) fn prefetch_read(at: *const u8) {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: a prefetch has no effect but on the cache, whatever the address.
         unsafe { _mm_prefetch(at.cast(), _MM_HINT_T1) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// The same, into the first-level cache: for a line that is read in a moment, among others that are asked for one by one.
+#[inline(always)]
+fn prefetch_at_once(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: as in `prefetch_read`.
+        unsafe { _mm_prefetch(at.cast(), _MM_HINT_T0) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
@@ -205,4 +253,42 @@ pub(super) fn prefetch_write(at: *const u8) {
     };
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_length_is_copied_whole_and_nothing_beside_it() {
+        const ROOM: usize = 1400;
+        let from: Vec<u8> = (0..251).cycle().take(ROOM).collect();
+        let other = vec![0; ROOM];
+        let wanted = Lines::behind_the_first(NonNull::from(&other[..]).cast(), ROOM);
+        let at = |bytes: &[u8], offset| NonNull::from(&bytes[offset..]).cast();
+        for len in 0..ROOM - 64 {
+            for (skip, offset, next) in [(0, 0, Lines::NONE), (30, 12, wanted), (63, 1, wanted)] {
+                let check = |how: &str, to: &[u8]| {
+                    assert!(to[offset..offset + len] == from[skip..skip + len], "{how}, {len}");
+                    let beside = to[..offset].iter().chain(&to[offset + len..]);
+                    assert!(beside.copied().all(|byte| byte == 255), "{how}, {len}");
+                };
+                let mut to = vec![255; ROOM];
+                let target = NonNull::from(&mut to[offset..]).cast();
+                // SAFETY: both vectors have the bytes.
+                unsafe { copy_and_fetch(at(&from, skip), target, len, next) };
+                check("as this processor does it", &to);
+                to.fill(255);
+                let lines = len / CACHE_LINE;
+                let target = NonNull::from(&mut to[offset..]).cast();
+                // SAFETY: as above.
+                unsafe {
+                    copy_line_by_line(at(&from, skip), target, lines, next);
+                    let done = lines * CACHE_LINE;
+                    copy(at(&from, skip + done), target.add(done), len - done);
+                }
+                check("without AVX2", &to);
+            }
+        }
+    }
 }

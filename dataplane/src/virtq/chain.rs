@@ -34,9 +34,6 @@ pub(crate) struct Front {
 /// Bytes of a virtio-net header with the number of buffers.
 pub(crate) const HEADER: usize = 12;
 
-/// Bytes of a buffer that are asked for before it is written: of a longer frame, the processor has too many requests under way as it is.
-const MOST_CLAIMED: usize = 2048;
-
 /// Which descriptors of a chain are wanted, as the device sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
@@ -448,16 +445,12 @@ impl Batch {
         }
     }
 
-    /// The second and further cache lines of the first `len` bytes of a chain, as far as they should be brought in: the first one is on
-    /// its way since it was gathered.
+    /// The second and further cache lines of the first `len` bytes of a chain, as far as these lie together: the first one is on its way
+    /// since it was gathered.
     #[inline(always)]
-    pub(super) fn lines(&self, chain: &Chain, len: usize, direction: Direction) -> Lines {
-        let most = match direction {
-            Direction::Readable => usize::MAX,
-            Direction::Writable => MOST_CLAIMED,
-        };
+    pub(super) fn lines(&self, chain: &Chain, len: usize) -> Lines {
         match self.segments.get(usize::from(chain.first)) {
-            Some(segment) => Lines::behind_the_first(segment.host, len.min(most).min(segment.len as usize)),
+            Some(segment) => Lines::behind_the_first(segment.host, len.min(segment.len as usize)),
             None => Lines::NONE,
         }
     }
@@ -518,7 +511,7 @@ impl Batch {
     }
 
     /// Puts `header`, `head` and then the bytes of a chain of another batch from `from` up to `to` into a chain: at once, if both
-    /// chains are of one segment and have them. `false`, and nothing done, if not. Meanwhile brings in what is read and written `next`.
+    /// chains are of one segment and have them. `false`, and nothing done, if not. Meanwhile brings in what is read `next`.
     #[inline(always)]
     pub(super) fn pass_whole(
         &self,
@@ -526,7 +519,7 @@ impl Batch {
         rest: Range<usize>,
         target: (&Batch, &Chain),
         (header, head): (&[u8; HEADER], &Head),
-        next: Option<[Lines; 2]>,
+        next: Option<Lines>,
     ) -> bool {
         let (Some(from), Some(into)) = (self.lone_segment(chain), target.0.lone_segment(target.1)) else {
             return false;

@@ -134,10 +134,10 @@ pub(crate) trait Engine {
 
     /// The cache lines of a chain's first `len` bytes that are not on their way since it was gathered.
     #[inline(always)]
-    fn lines(&self, index: usize, len: usize, direction: Direction) -> Lines {
+    fn lines(&self, index: usize, len: usize) -> Lines {
         let batch = &self.core().batch;
         match batch.chains().get(index) {
-            Some(chain) => batch.lines(chain, len, direction),
+            Some(chain) => batch.lines(chain, len),
             None => Lines::NONE,
         }
     }
@@ -169,7 +169,7 @@ pub(crate) trait Engine {
     }
 
     /// Puts `header`, `head` and then the bytes of `chain` in `rest` into a chain of another ring: at once, if both chains are of one
-    /// descriptor and have them. `false`, and nothing done, if not. Meanwhile brings in what is read and written `next`.
+    /// descriptor and have them. `false`, and nothing done, if not. Meanwhile brings in what is read `next`.
     #[inline(always)]
     fn pass_whole(
         &self,
@@ -177,7 +177,7 @@ pub(crate) trait Engine {
         rest: Range<usize>,
         to: (&impl Engine, &Chain),
         front: (&[u8; HEADER], &Head),
-        next: Option<[Lines; 2]>,
+        next: Option<Lines>,
     ) -> bool {
         let target = (&to.0.core().batch, to.1);
         self.core().batch.pass_whole(chain, rest, target, front, next)

@@ -6,7 +6,7 @@ use super::header::Header;
 use super::look::Look;
 use super::rx::{GuestRxBurst, Room, deliver, find_room};
 use super::tx::WIRE_MIN_LEN;
-use crate::virtq::{Direction, Engine, HEAD, Ring, RingError, either};
+use crate::virtq::{Engine, HEAD, Ring, RingError, either};
 
 /// A frame up to this long is in the lines that were brought in when its chain was gathered, or in the next.
 const AT_HAND: usize = 128;
@@ -86,12 +86,7 @@ fn pass_run<'a>(
     for ((index, look), target) in picks.zip(targets) {
         // While this frame is copied, the next one's lines come: more at a time than the processor would think of itself.
         let next = later.next().filter(|(_, look)| look.len() > AT_HAND);
-        let next = next.map(|(index, look)| {
-            [
-                from.lines(index, look.skip() + look.len(), Direction::Readable),
-                to.lines(first + passed + 1, Header::LEN + look.len(), Direction::Writable),
-            ]
-        });
+        let next = next.map(|(index, look)| from.lines(index, look.skip() + look.len()));
         let rest = look.skip() + HEAD..look.skip() + look.len();
         if look.len() < WIRE_MIN_LEN
             || !chains.get(index).is_some_and(|chain| {
