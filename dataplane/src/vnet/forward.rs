@@ -11,6 +11,9 @@ use crate::virtq::{Engine, HEAD, Ring, RingError, either};
 /// A frame up to this long is in the lines that were brought in when its chain was gathered, or in the next.
 const AT_HAND: usize = 128;
 
+/// A frame up to this long is copied before a line comes from memory: it is the one after the next whose lines are asked for.
+const SOON_COPIED: usize = 4096;
+
 /// Zeros to pad with.
 const PADDING: [u8; WIRE_MIN_LEN] = [0; WIRE_MIN_LEN];
 
@@ -81,10 +84,15 @@ fn pass_run<'a>(
     let mut header = [0; Header::LEN];
     header.copy_from_slice(Header::of_buffers(1).as_bytes());
     let (chains, targets) = (from.chains(), to.chains().get(first..).unwrap_or_default());
-    let mut later = picks.clone().skip(1);
+    let mut later = picks.clone();
+    if let Some((_, look)) = later.next()
+        && look.len() <= SOON_COPIED
+    {
+        later.next();
+    }
     let mut passed = 0;
     for ((index, look), target) in picks.zip(targets) {
-        // While this frame is copied, the next one's lines come: more at a time than the processor would think of itself.
+        // While this frame is copied, lines of a later one come: more at a time than the processor would think of itself.
         let next = later.next().filter(|(_, look)| look.len() > AT_HAND);
         let next = next.map(|(index, look)| from.lines(index, look.skip() + look.len()));
         let rest = look.skip() + HEAD..look.skip() + look.len();
