@@ -112,37 +112,29 @@ unsafe fn block<const N: usize>(from: NonNull<u8>, to: NonNull<u8>) {
 /// Cache lines of one buffer that are read soon.
 #[derive(Clone, Copy)]
 pub(crate) struct Lines {
-    host: *const u8,
-    at: usize,
-    end: usize,
+    first: *const u8,
+    count: usize,
 }
 
 impl Lines {
     /// None at all.
     pub(super) const NONE: Lines = Lines {
-        host: std::ptr::null(),
-        at: 0,
-        end: 0,
+        first: std::ptr::null(),
+        count: 0,
     };
 
     /// The second and further lines of `len` bytes.
     pub(super) fn behind_the_first(host: NonNull<u8>, len: usize) -> Lines {
         Lines {
-            host: host.as_ptr(),
-            at: CACHE_LINE,
-            end: len,
+            first: host.as_ptr().wrapping_add(CACHE_LINE),
+            count: len.div_ceil(CACHE_LINE).saturating_sub(1),
         }
     }
 
-    /// Starts to bring the next of them in; `false` if there is none.
+    /// Starts to bring one of them in, or one that is of no use.
     #[inline(always)]
-    fn fetch(&mut self) -> bool {
-        let is_one = self.at < self.end;
-        if is_one {
-            prefetch_at_once(self.host.wrapping_add(self.at));
-            self.at += CACHE_LINE;
-        }
-        is_one
+    fn fetch(self, index: usize) {
+        prefetch_at_once(self.first.wrapping_add(index * CACHE_LINE));
     }
 }
 
@@ -152,9 +144,9 @@ impl Lines {
 /// # Safety
 /// As for [`copy`].
 #[inline(always)]
-pub(super) unsafe fn copy_and_fetch(from: NonNull<u8>, to: NonNull<u8>, len: usize, mut next: Lines) {
+pub(super) unsafe fn copy_and_fetch(from: NonNull<u8>, to: NonNull<u8>, len: usize, next: Lines) {
     if len <= SHORT {
-        while next.fetch() {}
+        (0..next.count).for_each(|index| next.fetch(index));
         // SAFETY: as the caller vouches.
         return unsafe { copy(from, to, len) };
     }
@@ -197,17 +189,23 @@ unsafe fn copy_lines_wide(from: NonNull<u8>, to: NonNull<u8>, lines: usize, next
 /// # Safety
 /// As for [`copy_lines`].
 #[inline(always)]
-unsafe fn copy_line_by_line(from: NonNull<u8>, to: NonNull<u8>, lines: usize, mut next: Lines) {
-    const HALF: usize = CACHE_LINE / 2;
-    for at in (0..lines).map(|line| line * CACHE_LINE) {
-        next.fetch();
-        // SAFETY: the line ends within the bytes that the caller vouches for.
+unsafe fn copy_line_by_line(from: NonNull<u8>, to: NonNull<u8>, lines: usize, next: Lines) {
+    let line = |index: usize| {
+        const HALF: usize = CACHE_LINE / 2;
+        let at = index * CACHE_LINE;
+        // SAFETY: the loops below stay within the lines that the caller vouches for.
         unsafe {
             block::<HALF>(from.add(at), to.add(at));
             block::<HALF>(from.add(at + HALF), to.add(at + HALF));
         }
+    };
+    let both = lines.min(next.count);
+    for index in 0..both {
+        next.fetch(index);
+        line(index);
     }
-    while next.fetch() {}
+    (both..lines).for_each(line);
+    (both..next.count).for_each(|index| next.fetch(index));
 }
 
 /// Starts to bring the cache line at `at` in, to be read: into the second-level cache, which on some processors has more than twice as many
