@@ -107,7 +107,7 @@ drop_reasons! {
     PortNotReady = "port_not_ready",
     /// The destination guest offered no receive buffer.
     NoGuestBuffer = "no_guest_buffer",
-    /// Another worker held the destination ring and its hand-off ring was full.
+    /// Another thread held the destination ring and its hand-off ring was full.
     HandOffFull = "hand_off_full",
     /// The destination guest broke its ring.
     RingBroken = "ring_broken",
@@ -172,11 +172,11 @@ pub struct NicCounters {
 pub struct WorkerCounters {
     /// Turns of the loop.
     pub turns: Counter,
-    /// Turns that moved at least one frame.
+    /// Turns that moved at least one frame, or came back to a ring that another thread had held.
     pub busy_turns: Counter,
     /// Times that it went to sleep.
     pub sleeps: Counter,
-    /// Bursts that found their destination held by another worker.
+    /// Bursts that found their destination held by another thread.
     pub contended_bursts: Counter,
     /// Frames of those bursts, left on the destination's hand-off ring.
     pub handed_off_frames: Counter,

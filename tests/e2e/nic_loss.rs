@@ -35,8 +35,8 @@ fn survive(scene: &Scene, sessions: &Sessions, dead: usize, when: &str) -> Resul
         "{when}: frames from the guest on the dead link: {sent:?}"
     );
     assert!(
-        sent[1 - dead] > 0,
-        "{when}: no frames from the guest on the live link: {sent:?}"
+        sent.iter().sum::<u64>() > 0,
+        "{when}: no frames from the guest on live links: {sent:?}"
     );
     Ok(())
 }
@@ -203,17 +203,21 @@ fn resets_at_both_ends(scene: &Scene) -> Result<[u64; 2]> {
 }
 
 #[test]
-fn busy_and_silent_sessions_see_no_reset_over_many_losses() -> Result<()> {
-    let scene = Scene::set(2, 2, 1)?;
-    let busy = scene.open_sessions_of(8, 20, 400)?;
+fn busy_and_silent_sessions_on_eight_nics_see_no_reset_over_many_losses() -> Result<()> {
+    const NICS: usize = 8;
+    let scene = Scene::set(NICS, 2, 1)?;
+    let busy = scene.open_sessions_of(32, 20, 400)?;
     let target = endpoint(&guest_ipv4(0), ECHO_PORT)?;
     let mut silent: Vec<TcpStream> = scene.fabric.peer.run(|| {
         let connect = |_| TcpStream::connect_timeout(&target, PATIENCE);
-        Ok((0..16).map(connect).collect::<std::io::Result<_>>()?)
+        Ok((0..32).map(connect).collect::<std::io::Result<_>>()?)
     })?;
     let before = resets_at_both_ends(&scene)?;
-    for round in 0..8 {
-        let nic = round % 2;
+    let sessions = scene.daemon()?.sessions_per_nic(&scene.fabric.nics())?;
+    assert!(sessions.iter().all(|count| *count > 0), "{sessions:?}");
+    let calm = busy.progress(&scene, true)?.longest_gap_ms();
+    for round in 0..NICS + 4 {
+        let nic = round % NICS;
         scene.fabric.link_down(nic)?;
         wait_alive(&scene, nic, false)?;
         survive(&scene, &busy, nic, &format!("round {round}, with up{nic} down"))?;
@@ -221,6 +225,9 @@ fn busy_and_silent_sessions_see_no_reset_over_many_losses() -> Result<()> {
         wait_alive(&scene, nic, true)?;
         busy.advance(&scene, &format!("round {round}, with up{nic} back"))?;
     }
+    // The guest is emulated: what it takes itself to answer is in both.
+    let gap = busy.progress(&scene, false)?.longest_gap_ms();
+    println!("the longest gap that a session saw: {gap} ms; before the first loss: {calm} ms");
     // Those that were silent all the time are still there, on both ends.
     for (number, stream) in silent.iter_mut().enumerate() {
         let mut echo = [0; 5];

@@ -77,7 +77,7 @@ impl<T> Shared<T> {
         }
     }
 
-    /// Waits for the lock: for the control thread, after a quiesce, when no worker can hold it any more.
+    /// Waits for the lock: for the control thread, which may be kept waiting for a burst.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         self.inner
             .lock()

@@ -23,7 +23,7 @@ pub trait NicRx: Send {
     /// Readable when frames have arrived; `None` for a twin that cannot be waited on.
     fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Reads its counters from elsewhere, while a worker has it.
+    /// Reads its counters from elsewhere, while a worker has it. It keeps the socket open, so it must not outlive the queue.
     fn reader(&self) -> Arc<dyn NicRxReader>;
 }
 

@@ -19,9 +19,9 @@ pub struct Injector {
 /// What became of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Injected {
-    /// It is on the ring, or handed to the worker that holds the queue.
+    /// It is on the ring, or left to whoever has the queue next.
     pub sent: bool,
-    /// It is left for a worker to send: wake them.
+    /// Something is left for a worker to send: wake them.
     pub owing: bool,
 }
 

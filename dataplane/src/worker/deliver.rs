@@ -57,7 +57,14 @@ impl Staged {
 
     /// Comes back to a guest RX ring.
     pub(super) fn owe_port(&mut self, port: PortIndex, pair: usize) {
-        self.owing.push(usize::from(port) * MAX_QUEUE_PAIRS + pair);
+        self.owe(usize::from(port) * MAX_QUEUE_PAIRS + pair);
+    }
+
+    /// Comes back to a destination, once however many bursts found it held.
+    fn owe(&mut self, destination: usize) {
+        if !self.owing.contains(&destination) {
+            self.owing.push(destination);
+        }
     }
 
     pub(super) fn nic(&mut self, nic: usize, frame: Frame) {
@@ -198,7 +205,7 @@ impl Context {
             self.count_contention(outcome);
         }
         if outcome.owing {
-            self.staged.owing.push(destination);
+            self.staged.owe(destination);
         }
     }
 
@@ -253,5 +260,22 @@ impl Context {
             let nic = &*fabric.nics[nic];
             (nic, &nic.queues[queue].tx)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_is_come_back_to_once() {
+        let mut staged = Staged::new();
+        let room = staged.owing.capacity();
+        for _ in 0..room {
+            staged.owe_port(1, 2);
+            staged.owe(FIRST_NIC);
+        }
+        assert_eq!(staged.owing, [MAX_QUEUE_PAIRS + 2, FIRST_NIC]);
+        assert_eq!(staged.owing.capacity(), room);
     }
 }

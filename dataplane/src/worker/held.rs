@@ -37,12 +37,12 @@ impl<'f> Held<'f> {
         }
     }
 
-    /// Whether a ring has work after all, with notifications asked for: the recheck before sleeping.
+    /// Whether a ring has work after all, with notifications asked for, or something of the share is still another worker's: the recheck
+    /// before sleeping.
     pub(super) fn arm(&mut self) -> bool {
-        self.rings
-            .iter_mut()
-            .filter(|held| !held.ring.is_broken())
-            .any(|held| held.engine().is_none_or(|engine| engine.arm()))
+        let to_come = self.nic_queues.iter_mut().any(|held| held.rx().is_none());
+        let mut rings = self.rings.iter_mut().filter(|held| !held.ring.is_broken());
+        rings.any(|held| held.engine().is_none_or(|engine| engine.arm())) || to_come
     }
 
     /// Tells the drivers not to kick: the worker is polling again.

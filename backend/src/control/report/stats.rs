@@ -120,13 +120,13 @@ pub struct WorkerStats {
     pub cpu: Option<usize>,
     /// Turns of its loop.
     pub turns: u64,
-    /// Turns that moved at least one frame.
+    /// Turns that moved at least one frame, or came back to a ring that another thread had held.
     pub busy_turns: u64,
     /// Times it slept.
     pub sleeps: u64,
-    /// Frames left to another worker because that one held the ring.
+    /// Frames left on a ring's hand-off ring because another thread held it.
     pub handoffs: u64,
-    /// Times a ring was held by another worker.
+    /// Times a ring was held by another thread.
     pub contention: u64,
 }
 

@@ -210,8 +210,8 @@ fn no_frame_of_a_nic_is_lost_in_sleep() {
 
 #[test]
 fn no_hand_off_is_lost_in_sleep() {
-    // Both workers send by one NIC queue, a frame or two at a time, and sleep in between: each frame handed off must be sent by
-    // whoever held the ring, who may be about to sleep.
+    // Both workers send by one NIC queue, a frame or two at a time, and sleep in between: who hands a frame off
+    // must come back for it, and not sleep before.
     let mut lab = Lab::new((2, Poll::Adaptive), 2, 1);
     for number in 0..5000 {
         for sender in [0, 1] {

@@ -203,7 +203,7 @@ fn a_hand_off_ring_that_is_full_drops_the_excess_and_keeps_the_order() {
         assert_eq!(counters.sum(|worker| worker.handed_off_frames.get()), 512);
         assert!(counters.sum(|worker| worker.contended_bursts.get()) >= 600 / crate::worker::BURST as u64);
         drop(held);
-        // The next burst brings all of them, behind those that came first.
+        // The worker comes back for all of them, and the next burst is behind those that came first.
         lab.send(0, &udp(guest_mac(1), guest_mac(0), 1, 600));
         // The guest had 255 buffers, and offers each again that it has emptied: what came while it had none was dropped.
         let frames = lab.receive_until_dropped(1, DropReason::NoGuestBuffer, 512 + 1);
