@@ -1,7 +1,7 @@
 //! What a worker keeps locked for as long as it has its fabric: the send rings and the receiving NIC queues of its share. Nobody else wants
 //! them until the next fabric, and to take a lock and to give it back costs more than the rest of a look at an idle queue.
 
-use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::fabric::{Fabric, Ring};
 use crate::nic::NicRx;
@@ -92,11 +92,8 @@ impl HeldNicQueue<'_> {
     #[inline]
     pub(super) fn rx(&mut self) -> Option<&mut (dyn NicRx + 'static)> {
         if self.rx.is_none() {
-            self.rx = match self.lock.try_lock() {
-                Ok(rx) => Some(rx),
-                // A worker that panicked ends the process soon; until then its NIC queues rest.
-                Err(TryLockError::Poisoned(_) | TryLockError::WouldBlock) => None,
-            };
+            // A worker that panicked ends the process soon; until then its NIC queues rest.
+            self.rx = self.lock.try_lock().ok();
         }
         self.rx.as_deref_mut().map(Box::as_mut)
     }
