@@ -282,13 +282,7 @@ impl Nic {
     /// and the lock is seldom contended.
     #[must_use]
     pub fn tx_queue(&self, worker: usize) -> Option<usize> {
-        let queues = self.queues.len();
-        // Mostly there is one for each worker, and a division costs as much as several frames' share of a visit.
-        if worker < queues {
-            Some(worker)
-        } else {
-            worker.checked_rem(queues)
-        }
+        worker.checked_rem(self.queues.len())
     }
 }
 

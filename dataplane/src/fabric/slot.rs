@@ -10,8 +10,7 @@ use crate::memory::frames::{ChunkCache, Frame};
 ///
 /// Who does not get it pushes its frames onto the hand-off ring, and whoever has the lock next takes them first. No frame is left
 /// behind, because who pushed comes back ([`PutOutcome::owing`]) until the ring is empty: it sees its own frames there without a fence,
-/// and so a holder, who may have looked a moment too early, need not look again with one, which would cost each visit to a queue as
-/// much as the rest of it.
+/// and nobody depends on a holder who may have looked a moment too early.
 pub struct Shared<T> {
     inner: Mutex<T>,
     hand_off: ArrayQueue<Frame>,
