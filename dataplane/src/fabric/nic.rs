@@ -26,9 +26,6 @@ const VERDICT_MS: Millis = 5;
 /// Calls of [`NicSender::service`] between two kicks of a lost NIC, whose kernel side may answer nothing but errors.
 const LOST_KICK_EVERY: u32 = 16;
 
-/// Chunks in flight from which on a queue's sent ones are taken back before more are sent.
-const REAP_AT: usize = 8;
-
 /// What of a NIC outlives its sockets: its identity and its counters.
 #[derive(Debug)]
 pub struct NicState {
@@ -101,19 +98,18 @@ impl NicSender {
 
     /// Sends what fits on the ring and frees the rest; returns how many frames that were. `frames` is empty afterwards.
     pub fn send(&mut self, chunks: &mut ChunkCache, frames: &mut Vec<Frame>) -> u64 {
-        // The chunks that come back are those that the next burst is copied into, while they are in the cache.
-        if self.tx.in_flight() >= REAP_AT {
-            self.reap(chunks);
-        }
         let mut frames = frames.drain(..);
         self.tx.send(&mut frames);
         self.tx.flush();
-        if frames.len() > 0 && self.reap(chunks) > 0 {
+        // The chunks that come back are those that the next burst is copied into, while they are in the cache.
+        if self.reap(chunks) > 0 && frames.len() > 0 {
             self.tx.send(&mut frames);
             self.tx.flush();
         }
         let dropped = frames.len() as u64;
-        frames.for_each(|frame| chunks.free(frame));
+        for frame in &mut frames {
+            chunks.free(frame);
+        }
         dropped
     }
 

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use vnic_lb::MAX_NICS;
+use vnic_lb::nics::NicIndex;
 use vnic_lb::parse::parse;
 
 use super::{BURST, Context};
@@ -13,37 +14,51 @@ use crate::fabric::{
 };
 use crate::memory::frames::Frame;
 
-/// Frames by destination: `MAX_PORTS * MAX_QUEUE_PAIRS` guest RX rings, then `MAX_NICS` NICs.
+/// Frames by destination.
 pub(super) struct Staged {
-    by_destination: Box<[Vec<Frame>]>,
-    /// Destinations that have frames now.
-    touched: Vec<usize>,
-    /// Destinations to come back to, see [`PutOutcome::owing`].
-    owing: Vec<usize>,
+    /// For guest RX rings, at [`ring_at`].
+    rings: Box<[Vec<Frame>]>,
+    /// Rings that have frames now.
+    touched_rings: Vec<usize>,
+    /// Rings to come back to, see [`PutOutcome::owing`].
+    owing_rings: Vec<usize>,
+    /// For NICs.
+    nics: [Vec<Frame>; MAX_NICS],
+    /// NICs that have frames now; bit i is NIC i. A burst goes to any of them in turn, so a branch on which one is new could not be foreseen.
+    touched_nics: u32,
+    /// NICs to come back to.
+    owing_nics: u32,
 }
 
 /// [`TAG_LEN`] as frame memory counts.
 const TAG_LEN_U16: u16 = 4;
 const _: () = assert!(TAG_LEN_U16 as usize == TAG_LEN);
 
-const FIRST_NIC: usize = MAX_PORTS * MAX_QUEUE_PAIRS;
+const RINGS: usize = MAX_PORTS * MAX_QUEUE_PAIRS;
+
+/// Where a guest RX ring is among all of them.
+fn ring_at(port: PortIndex, pair: usize) -> usize {
+    usize::from(port) * MAX_QUEUE_PAIRS + pair
+}
 
 impl Staged {
     pub(super) fn new() -> Staged {
-        let destinations = FIRST_NIC + MAX_NICS;
         Staged {
-            by_destination: (0..destinations).map(|_| Vec::new()).collect(),
-            touched: Vec::with_capacity(destinations),
-            owing: Vec::with_capacity(destinations),
+            rings: (0..RINGS).map(|_| Vec::new()).collect(),
+            touched_rings: Vec::with_capacity(RINGS),
+            owing_rings: Vec::with_capacity(RINGS),
+            nics: std::array::from_fn(|_| Vec::with_capacity(BURST)),
+            touched_nics: 0,
+            owing_nics: 0,
         }
     }
 
-    #[inline(always)]
-    fn push(&mut self, destination: usize, frame: Frame) {
-        let frames = &mut self.by_destination[destination];
+    pub(super) fn port(&mut self, port: PortIndex, pair: usize, frame: Frame) {
+        let ring = ring_at(port, pair);
+        let frames = &mut self.rings[ring];
         if frames.is_empty() {
-            self.touched.push(destination);
-            // Once in a destination's life; afterwards the room is there.
+            self.touched_rings.push(ring);
+            // Once in a ring's life; afterwards the room is there.
             if frames.capacity() < BURST {
                 frames.reserve(BURST);
             }
@@ -51,24 +66,37 @@ impl Staged {
         frames.push(frame);
     }
 
-    pub(super) fn port(&mut self, port: PortIndex, pair: usize, frame: Frame) {
-        self.push(usize::from(port) * MAX_QUEUE_PAIRS + pair, frame);
+    #[inline(always)]
+    pub(super) fn nic(&mut self, nic: usize, frame: Frame) {
+        self.nics[nic].push(frame);
+        self.touched_nics |= 1 << nic;
     }
 
-    /// Comes back to a guest RX ring.
+    /// Comes back to a guest RX ring, once however many bursts found it held.
     pub(super) fn owe_port(&mut self, port: PortIndex, pair: usize) {
-        self.owe(usize::from(port) * MAX_QUEUE_PAIRS + pair);
-    }
-
-    /// Comes back to a destination, once however many bursts found it held.
-    fn owe(&mut self, destination: usize) {
-        if !self.owing.contains(&destination) {
-            self.owing.push(destination);
+        let ring = ring_at(port, pair);
+        if !self.owing_rings.contains(&ring) {
+            self.owing_rings.push(ring);
         }
     }
 
-    pub(super) fn nic(&mut self, nic: usize, frame: Frame) {
-        self.push(FIRST_NIC + nic, frame);
+    /// Comes back to a NIC.
+    fn owe_nic(&mut self, nic: NicIndex) {
+        self.owing_nics |= 1 << nic;
+    }
+
+    /// Has the next delivery visit what is owed, frames or none; returns how many queues those are. A destination that is gone took its
+    /// hand-off ring along.
+    fn call_debts(&mut self, ports: usize, nics: usize) -> usize {
+        if self.owing_rings.is_empty() && self.owing_nics == 0 {
+            return 0;
+        }
+        let count = self.owing_rings.len() + self.owing_nics.count_ones() as usize;
+        let exists = |ring: &usize| ring / MAX_QUEUE_PAIRS < ports;
+        self.touched_rings
+            .extend(self.owing_rings.drain(..).filter(exists));
+        self.touched_nics |= std::mem::take(&mut self.owing_nics) & ((1 << nics) - 1);
+        count
     }
 }
 
@@ -155,36 +183,32 @@ impl Context {
 
     /// Delivers everything that is staged.
     pub(super) fn deliver_staged(&mut self, fabric: &Fabric) {
-        while let Some(destination) = self.staged.touched.pop() {
-            let mut frames = std::mem::take(&mut self.staged.by_destination[destination]);
-            if let Some(nic) = destination.checked_sub(FIRST_NIC) {
-                self.send_to_nic(&fabric.nics[nic], destination, &mut frames);
-            } else {
-                let (port, pair) = (destination / MAX_QUEUE_PAIRS, destination % MAX_QUEUE_PAIRS);
-                self.deliver_to_port(&fabric.ports[port], pair, &mut frames);
-            }
-            self.staged.by_destination[destination] = frames;
+        while let Some(ring) = self.staged.touched_rings.pop() {
+            let mut frames = std::mem::take(&mut self.staged.rings[ring]);
+            let (port, pair) = (ring / MAX_QUEUE_PAIRS, ring % MAX_QUEUE_PAIRS);
+            self.deliver_to_port(&fabric.ports[port], pair, &mut frames);
+            self.staged.rings[ring] = frames;
+        }
+        let mut touched = std::mem::take(&mut self.staged.touched_nics);
+        while touched != 0 {
+            let nic = touched.trailing_zeros() as usize;
+            touched &= touched - 1;
+            let mut frames = std::mem::take(&mut self.staged.nics[nic]);
+            self.send_to_nic(&fabric.nics[nic], &mut frames);
+            self.staged.nics[nic] = frames;
         }
     }
 
     /// Comes back to the queues that others held, for the frames left there; returns how many those were.
     pub(super) fn settle_debts(&mut self, fabric: &Fabric) -> usize {
-        let count = self.staged.owing.len();
-        if count == 0 {
-            return 0;
+        let count = self.staged.call_debts(fabric.ports.len(), fabric.nics.len());
+        if count > 0 {
+            self.deliver_staged(fabric);
         }
-        // A destination that is gone took its hand-off ring along.
-        let exists = |destination: &usize| match destination.checked_sub(FIRST_NIC) {
-            Some(nic) => nic < fabric.nics.len(),
-            None => destination / MAX_QUEUE_PAIRS < fabric.ports.len(),
-        };
-        let Staged { touched, owing, .. } = &mut self.staged;
-        touched.extend(owing.drain(..).filter(exists));
-        self.deliver_staged(fabric);
         count
     }
 
-    fn send_to_nic(&mut self, nic: &Nic, destination: usize, frames: &mut Vec<Frame>) {
+    fn send_to_nic(&mut self, nic: &Nic, frames: &mut Vec<Frame>) {
         let drops = &nic.state.counters.of(self.index).drops;
         let Some(queue) = nic.tx_queue(self.index).map(|queue| &nic.queues[queue]) else {
             drops.add(DropReason::NoNicAlive, frames.len() as u64);
@@ -205,7 +229,7 @@ impl Context {
             self.count_contention(outcome);
         }
         if outcome.owing {
-            self.staged.owe(destination);
+            self.staged.owe_nic(nic.state.index);
         }
     }
 
@@ -268,14 +292,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_destination_is_come_back_to_once() {
+    fn a_destination_is_come_back_to_once_and_only_while_it_is_there() {
         let mut staged = Staged::new();
-        let room = staged.owing.capacity();
-        for _ in 0..room {
+        let room = staged.owing_rings.capacity();
+        for _ in 0..=room {
             staged.owe_port(1, 2);
-            staged.owe(FIRST_NIC);
+            staged.owe_nic(0);
         }
-        assert_eq!(staged.owing, [MAX_QUEUE_PAIRS + 2, FIRST_NIC]);
-        assert_eq!(staged.owing.capacity(), room);
+        staged.owe_port(2, 0);
+        staged.owe_nic(7);
+        assert_eq!(staged.owing_rings.capacity(), room);
+        assert_eq!(staged.call_debts(2, 7), 4);
+        assert_eq!(staged.touched_rings, [MAX_QUEUE_PAIRS + 2]);
+        assert_eq!(staged.touched_nics, 1);
+        assert_eq!(staged.call_debts(2, 7), 0);
     }
 }
