@@ -8,7 +8,7 @@ use super::bytes::{
     CACHE_LINE, Lines, copy, copy_and_fetch, copy_once, prefetch_read, prefetch_write, read_once,
     read_once_16,
 };
-use super::walk::DESC_F_WRITE;
+use super::walk::{DESC_F_WRITE, WALK_BUDGET};
 use crate::memory::guest::{GuestMemory, Window};
 
 /// Segments that a batch has room for: a chain that alone needs more is an absurd way to describe a frame.
@@ -177,6 +177,8 @@ pub(super) struct Batch {
     chains: Vec<Chain>,
     /// The chain that is being gathered: its first segment and its bytes.
     open: (usize, u32),
+    /// Descriptors that were followed for it.
+    walked: u32,
 }
 
 // SAFETY: the only part that is not Send is the address in the window, which belongs to no thread.
@@ -190,6 +192,7 @@ impl Batch {
             segments: Vec::with_capacity(MAX_SEGMENTS),
             chains: Vec::with_capacity(MAX_CHAINS),
             open: (0, 0),
+            walked: 0,
         }
     }
 
@@ -201,15 +204,22 @@ impl Batch {
         self.segments.clear();
         self.chains.clear();
         self.open = (0, 0);
+        self.walked = 0;
+    }
+
+    /// Counts descriptors that are followed.
+    #[inline]
+    pub(super) fn walk(&mut self, descriptors: u32) {
+        self.walked += descriptors;
     }
 
     pub(super) fn chains(&self) -> &[Chain] {
         &self.chains
     }
 
-    /// Whether the batch cannot take one chain more, however short.
+    /// Whether the batch can or should not take one chain more, however short.
     pub(super) fn is_full(&self) -> bool {
-        self.chains.len() == MAX_CHAINS
+        self.chains.len() == MAX_CHAINS || self.walked >= WALK_BUDGET
     }
 
     /// Adds a buffer to the open chain, split where it crosses regions. After a refusal the chain must be aborted or closed.
@@ -273,6 +283,7 @@ impl Batch {
             self.chains.set_len(self.chains.len() + added);
         }
         self.open = (first + added, 0);
+        self.walked += u32::from(count);
         count
     }
 

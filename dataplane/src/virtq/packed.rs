@@ -11,7 +11,7 @@ use super::chain::{Direction, Lone};
 use super::cursors::{CursorSlot, Keeping};
 use super::engine::{Core, Engine, More};
 use super::packed_layout::{Fields, PackedParts, Position, UsedElement, Wish};
-use super::walk::{DESC_F_INDIRECT, DESC_F_NEXT, Stop, WALK_BUDGET, Walk};
+use super::walk::{DESC_F_INDIRECT, DESC_F_NEXT, Stop, Walk};
 use super::{MAX_INDIRECT_CHAIN, RingError, RingSpec};
 
 /// A packed virtqueue (virtio 1.2, 2.8), device side, with its pointers resolved.
@@ -174,7 +174,7 @@ impl PackedRing {
     }
 
     /// Takes the next chain, if there is one.
-    fn take(&mut self, direction: Direction, walked: &mut u32) -> Result<Taken, RingError> {
+    fn take(&mut self, direction: Direction) -> Result<Taken, RingError> {
         let here = self.next_avail;
         if self.outstanding == self.parts.size {
             return Ok(Taken::Nothing);
@@ -187,9 +187,9 @@ impl PackedRing {
             return Ok(Taken::NoRoom);
         }
         let walk = if flags & DESC_F_INDIRECT == 0 {
-            self.walk_direct(flags, direction, walked)
+            self.walk_direct(flags, direction)
         } else {
-            self.walk_table(flags, direction, walked)
+            self.walk_table(flags, direction)
         };
         match walk {
             Ok(End {
@@ -213,7 +213,7 @@ impl PackedRing {
     }
 
     /// Follows a chain of descriptors in the ring, whose first has these flags.
-    fn walk_direct(&mut self, mut flags: u16, direction: Direction, walked: &mut u32) -> Result<End, Stop> {
+    fn walk_direct(&mut self, mut flags: u16, direction: Direction) -> Result<End, Stop> {
         let size = self.parts.size;
         let head = self.next_avail.index;
         let mut walk = Walk::new(head, direction);
@@ -223,7 +223,7 @@ impl PackedRing {
         let mut entries = 0;
         loop {
             entries += 1;
-            *walked += 1;
+            self.core.batch.walk(1);
             if flags & DESC_F_INDIRECT != 0 {
                 return Err(RingError::IndirectMixed { head }.into());
             }
@@ -251,7 +251,7 @@ impl PackedRing {
 
     /// Goes through the indirect table that the next descriptor, with these flags, refers to. All of its descriptors count, in
     /// their order; only their WRITE flags mean anything (2.8.7).
-    fn walk_table(&mut self, flags: u16, direction: Direction, walked: &mut u32) -> Result<End, Stop> {
+    fn walk_table(&mut self, flags: u16, direction: Direction) -> Result<End, Stop> {
         let Core { batch, tables, .. } = &mut self.core;
         let head = self.next_avail.index;
         let table = self.parts.fields(head);
@@ -265,7 +265,7 @@ impl PackedRing {
                 limit: limit.into(),
             })?;
         let mut walk = Walk::new(head, direction);
-        *walked += 1 + u32::from(entries);
+        batch.walk(1 + u32::from(entries));
         for index in 0..entries {
             let desc = tables.read(batch.memory(), head, table.addr, index)?;
             let flags = desc.fourth;
@@ -349,17 +349,15 @@ impl Engine for PackedRing {
     }
 
     fn gather_more(&mut self, direction: Direction, max: usize) -> Result<More, RingError> {
-        let mut walked = 0;
         let mut taken = 0;
         let mut otherwise = More::Empty;
         loop {
             let lone = self.take_lone(direction, max - taken);
             taken += usize::from(lone);
-            walked += u32::from(lone);
-            if taken == max || walked >= WALK_BUDGET {
+            if taken == max {
                 break;
             }
-            match self.take(direction, &mut walked) {
+            match self.take(direction) {
                 Ok(Taken::Chain) => taken += 1,
                 Ok(Taken::Nothing) => break,
                 Ok(Taken::NoRoom) => {

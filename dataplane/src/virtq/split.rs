@@ -9,7 +9,7 @@ use super::chain::{Direction, Lone};
 use super::engine::{Core, Engine, More};
 use super::layout::{Descriptor, Parts};
 use super::notify::need_event;
-use super::walk::{DESC_F_INDIRECT, DESC_F_NEXT, Stop, WALK_BUDGET, Walk};
+use super::walk::{DESC_F_INDIRECT, DESC_F_NEXT, Stop, Walk};
 use super::{MAX_INDIRECT_CHAIN, RingError, RingSpec};
 
 const AVAIL_F_NO_INTERRUPT: u16 = 1;
@@ -182,7 +182,7 @@ impl SplitRing {
     }
 
     /// Takes the next chain. `false`: the batch has no room for it, and it was not taken.
-    fn take(&mut self, direction: Direction, walked: &mut u32) -> Result<bool, RingError> {
+    fn take(&mut self, direction: Direction) -> Result<bool, RingError> {
         if self.core.batch.is_full() {
             return Ok(false);
         }
@@ -195,7 +195,7 @@ impl SplitRing {
                 size: self.parts.size,
             });
         }
-        match self.walk(head, direction, walked) {
+        match self.walk(head, direction) {
             Ok(truncated) => {
                 self.core.batch.close(head, 1, truncated);
                 self.next_avail = self.next_avail.wrapping_add(1);
@@ -212,7 +212,7 @@ impl SplitRing {
     }
 
     /// Follows a chain from its head; returns whether only a part of it was kept.
-    fn walk(&mut self, head: u16, direction: Direction, walked: &mut u32) -> Result<bool, Stop> {
+    fn walk(&mut self, head: u16, direction: Direction) -> Result<bool, Stop> {
         let Core { batch, tables, .. } = &mut self.core;
         let ring_size = u32::from(self.parts.size);
         let mut walk = Walk::new(head, direction);
@@ -226,7 +226,7 @@ impl SplitRing {
                 return Err(RingError::ChainTooLong { head, limit }.into());
             }
             count += 1;
-            *walked += 1;
+            batch.walk(1);
             let desc = match table {
                 None => self.parts.descriptor(index),
                 Some((addr, _)) => Descriptor::from(tables.read(batch.memory(), head, addr, index)?),
@@ -277,17 +277,15 @@ impl Engine for SplitRing {
         if available == 0 {
             return Ok(More::Empty);
         }
-        let mut walked = 0;
         let mut taken = 0;
         let most = available.min(max);
         loop {
             let lone = self.take_lone(direction, most - taken);
             taken += usize::from(lone);
-            walked += u32::from(lone);
-            if taken == most || walked >= WALK_BUDGET {
+            if taken == most {
                 break;
             }
-            match self.take(direction, &mut walked) {
+            match self.take(direction) {
                 Ok(true) => taken += 1,
                 Ok(false) => break,
                 Err(_) if taken > 0 => break,

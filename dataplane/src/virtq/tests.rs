@@ -343,10 +343,11 @@ fn long_chains_of_nothing_are_not_walked_without_end() {
     for _ in 0..64 {
         driver.offer_head(0);
     }
-    assert_eq!(
-        driver.split().gather(Direction::Readable, 64),
-        Ok(More::Chains(2))
-    );
+    let mut ring = driver.split();
+    assert_eq!(ring.gather(Direction::Readable, 64), Ok(More::Chains(2)));
+    assert_eq!(ring.gather_more(Direction::Readable, 64), Ok(More::Full));
+    ring.return_from(1);
+    assert_eq!(ring.gather_more(Direction::Readable, 64), Ok(More::Chains(2)));
 }
 
 #[test]

@@ -11,8 +11,8 @@ pub(super) const DESC_F_NEXT: u16 = 1;
 pub(super) const DESC_F_WRITE: u16 = 2;
 pub(super) const DESC_F_INDIRECT: u16 = 4;
 
-/// Descriptors after which a gather ends with the chain at hand, so that chains of thousands of empty descriptors
-/// cost a worker no more than ordinary ones.
+/// Descriptors after which a batch ends with the chain at hand, however many gathers filled it: thousands of empty descriptors, which no
+/// room is found in, cost a worker no more than ordinary ones.
 pub(super) const WALK_BUDGET: u32 = 4096;
 
 /// Why a walk along a chain stopped early.

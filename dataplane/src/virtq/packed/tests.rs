@@ -350,10 +350,11 @@ fn long_tables_of_nothing_are_not_walked_without_end() {
     for at in 0..64 {
         driver.desc(at, SCRATCH, 16 * 1024, at, INDIRECT | AVAIL_FLAG);
     }
-    assert_eq!(
-        driver.packed().gather(Direction::Readable, 64),
-        Ok(More::Chains(4))
-    );
+    let mut ring = driver.packed();
+    assert_eq!(ring.gather(Direction::Readable, 64), Ok(More::Chains(4)));
+    assert_eq!(ring.gather_more(Direction::Readable, 64), Ok(More::Full));
+    ring.return_from(1);
+    assert_eq!(ring.gather_more(Direction::Readable, 64), Ok(More::Chains(4)));
 }
 
 #[test]
