@@ -215,7 +215,7 @@ enum Refused {
 }
 
 fn frame_of(slot: &Slot<'_>, chunks: &mut ChunkCache) -> Result<Frame, Refused> {
-    let bytes = slot.bytes;
+    let bytes = slot.bytes();
     let [flags, gso_type, _, _, _, _, start0, start1, offset0, offset1] = slot.vnet;
     if bytes.len() < ETHERNET_HEADER || slot.header.tp_len as usize != bytes.len() || gso_type != GSO_NONE {
         return Err(Refused::Malformed);

@@ -1,10 +1,10 @@
 //! A NIC's sockets, its XDP program and its settings on the host: what exists while it is driven, and goes as a whole.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use anyhow::Result;
 use tracing::{info, warn};
-use vnic_dataplane::fabric::{Nic, NicQueue, NicState};
+use vnic_dataplane::fabric::{Nic, NicGroup, NicQueue, NicState};
 use vnic_dataplane::group::GroupTap;
 use vnic_dataplane::memory::frames::{CHUNK_SIZE, FrameMemory};
 use vnic_dataplane::program::{self, Program};
@@ -150,7 +150,7 @@ impl Drive {
             state,
             mac: interface.mac,
             queues: opened.into(),
-            group: Some(Mutex::new(group)),
+            group: Some(NicGroup::new(group)),
             // Generic XDP serves interfaces of every kind, with whatever the host's own stack sends through them.
             partial_checksums: offloads.partial_checksums || program.mode() == program::AttachMode::Skb,
         });
@@ -168,7 +168,11 @@ impl Drive {
     /// Takes frames to this address from now on: the NIC lets them in, and the XDP program gives them to the guests.
     pub(super) fn admit(&mut self, mac: Mac) -> Result<()> {
         if let Some(group) = &self.nic.group {
-            group.lock().unwrap_or_else(PoisonError::into_inner).admit(mac)?;
+            group
+                .tap
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .admit(mac)?;
         }
         Ok(self.program.allow_mac(mac)?)
     }
@@ -176,7 +180,7 @@ impl Drive {
     /// Lets answers to another NIC's probes in, or no more: they go to the host and are counted on the way.
     pub(super) fn admit_answers(&self, mac: Mac, admit: bool) -> Result<()> {
         if let Some(group) = &self.nic.group {
-            let group = group.lock().unwrap_or_else(PoisonError::into_inner);
+            let group = group.tap.lock().unwrap_or_else(PoisonError::into_inner);
             match admit {
                 true => group.admit(mac)?,
                 false => group.withdraw(mac)?,

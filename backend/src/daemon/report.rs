@@ -345,7 +345,11 @@ pub(super) fn socket_counters(drive: &Drive) -> SocketCounters {
     SocketCounters {
         queues: drive.nic.queues.iter().enumerate().map(queue).collect(),
         group: group.map_or_else(GroupCounters::default, |group| {
-            group.lock().unwrap_or_else(PoisonError::into_inner).counters()
+            group
+                .tap
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .counters()
         }),
         program: drive.program.counters().unwrap_or_default(),
     }

@@ -11,7 +11,7 @@ mod slot;
 pub mod vlan;
 
 pub use mac_table::MacTable;
-pub use nic::{Nic, NicQueue, NicSender, NicState, Serviced};
+pub use nic::{Nic, NicGroup, NicQueue, NicSender, NicState, Serviced};
 pub use port::{Port, PortState, Proposal, QueuePair, Ring};
 pub use slot::{PutOutcome, Shared, Stock};
 pub use vlan::{VlanMode, VlanSet};

@@ -213,6 +213,25 @@ impl NicQueue {
     }
 }
 
+/// What a NIC receives for groups.
+pub struct NicGroup {
+    /// Taken by the worker whose share it is, and by the control thread to change what the NIC admits, which may take long.
+    pub tap: Mutex<GroupTap>,
+    /// What to wait for. Open for as long as this lives.
+    pub wait_fd: RawFd,
+}
+
+impl NicGroup {
+    /// With an open tap.
+    #[must_use]
+    pub fn new(tap: GroupTap) -> NicGroup {
+        NicGroup {
+            wait_fd: tap.wait_fd().as_raw_fd(),
+            tap: Mutex::new(tap),
+        }
+    }
+}
+
 /// A NIC with its open queues.
 pub struct Nic {
     /// What outlives the sockets.
@@ -222,7 +241,7 @@ pub struct Nic {
     /// Its queues.
     pub queues: Box<[NicQueue]>,
     /// Copies of frames to groups, which the XDP program leaves to the host; `None` for a NIC whose queues receive these too.
-    pub group: Option<Mutex<GroupTap>>,
+    pub group: Option<NicGroup>,
     /// Senders behind it may leave checksums to a device that is not there (the other end of a veth is on this host): they are
     /// completed here.
     pub partial_checksums: bool,

@@ -259,7 +259,7 @@ impl Context {
     pub(super) fn clear_errors(&self, fabric: &Fabric) {
         let groups = fabric.shares[self.index].groups.iter();
         for group in groups.filter_map(|nic| fabric.nics[*nic].group.as_ref()) {
-            if let Ok(tap) = group.try_lock() {
+            if let Ok(tap) = group.tap.try_lock() {
                 tap.clear_error();
             }
         }

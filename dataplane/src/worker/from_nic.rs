@@ -44,7 +44,9 @@ impl Context {
     pub(super) fn poll_group(&mut self, fabric: &Fabric, nic_at: usize) -> usize {
         let nic = &fabric.nics[nic_at];
         let Some(group) = &nic.group else { return 0 };
-        let Ok(mut tap) = group.try_lock() else { return 0 };
+        let Ok(mut tap) = group.tap.try_lock() else {
+            return 0;
+        };
         let received = tap.receive(&mut self.stock.chunks, &mut self.burst, BURST);
         drop(tap);
         self.route_received(fabric, nic);

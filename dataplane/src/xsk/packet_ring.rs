@@ -37,8 +37,15 @@ pub(crate) struct Slot<'a> {
     pub(crate) header: libc::tpacket2_hdr,
     /// The virtio-net header before it.
     pub(crate) vnet: [u8; VNET_HEADER],
+    /// Lent by [`Slot::bytes`] only, or safe code could keep it for longer than the slot.
+    bytes: &'a [u8],
+}
+
+impl Slot<'_> {
     /// The frame from its destination address on, `tp_snaplen` bytes.
-    pub(crate) bytes: &'a [u8],
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.bytes
+    }
 }
 
 impl PacketRing {
@@ -123,8 +130,8 @@ impl PacketRing {
             .at::<[u8; VNET_HEADER]>(start + mac - VNET_HEADER, 1)
             .ok()?;
         let bytes_at = self.ring.at::<u8>(start + mac, len).ok()?;
-        // SAFETY: inside the ring (`at`); the slot is ours as said above until `Slot` is dropped, which the slice's lifetime does not
-        // outlive, and `&mut self` keeps a second `Slot` from being made.
+        // SAFETY: inside the ring (`at`); the slot is ours as said above until `Slot` is dropped, and `Slot` lends the slice for no longer
+        // than that; `&mut self` keeps a second `Slot` from being made.
         let (vnet, bytes) = unsafe { (vnet_at.read(), std::slice::from_raw_parts(bytes_at.as_ptr(), len)) };
         Some(Slot {
             status,

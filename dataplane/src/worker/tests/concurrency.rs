@@ -1,12 +1,18 @@
 //! Two workers at one ring, publications under traffic, and sleep.
 
 use std::collections::VecDeque;
+use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::lab::{Habits, Lab, SETTINGS, STRANGER, by_source, guest_mac, tag, udp};
 use crate::counters::DropReason;
 use crate::engine::{Poll, SleepIn};
+use crate::fabric::{Nic, NicQueue};
 use crate::memory::frames::ChunkCache;
+use crate::nic::memory::pair;
 
 /// Frames that a sender has under way at most, so that two senders never find the receiver without buffers.
 const WINDOW: u32 = 100;
@@ -223,6 +229,39 @@ fn no_hand_off_is_lost_in_sleep() {
     }
     assert!(sleeps(&lab) > 0);
     lab.end();
+}
+
+#[test]
+fn a_worker_that_must_poll_keeps_nothing_open() {
+    for sleep_in in [SleepIn::Auto, SleepIn::Epoll] {
+        let habits = Habits {
+            sleep_in,
+            ..Habits::USUAL
+        };
+        let mut lab = Lab::with_habits((1, Poll::Adaptive), 1, 0, habits);
+        // A pipe's reader is told when nobody has the other end open any more.
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("a descriptor");
+        let (rx, tx, peer) = pair(0, &lab.memory, 4);
+        let queue = NicQueue {
+            wait_fd: Some(writer.as_raw_fd()),
+            ..NicQueue::new(Box::new(rx), Box::new(tx))
+        };
+        lab.add_nic(0, queue);
+        lab.publish();
+        let slept = sleeps(&lab);
+        lab.engine.wake();
+        lab.wait_for("a sleep that ended", |lab| (sleeps(lab) > slept).then_some(()));
+        lab.guests[0].is_polled = true;
+        let state = Arc::clone(&lab.nics[0].state);
+        lab.nics[0] = Arc::new(Nic::absent(state, STRANGER));
+        lab.publish();
+        drop((writer, peer));
+        lab.wait_for("the end of the pipe", |_| {
+            matches!((&reader).read(&mut [0]), Ok(0)).then_some(())
+        });
+        lab.end();
+    }
 }
 
 #[test]

@@ -121,6 +121,8 @@ pub(super) struct Guest {
     tx_ring: Option<Arc<Ring>>,
     rx_ring: Option<Arc<Ring>>,
     pub(super) tx_enabled: bool,
+    /// The send ring is without a kick eventfd.
+    pub(super) is_polled: bool,
     kick: Arc<EventFd>,
     posted: HashMap<u16, Vec<Buffer>>,
     outstanding: u16,
@@ -143,6 +145,7 @@ impl Guest {
             tx,
             rx,
             tx_enabled: true,
+            is_polled: false,
             kick: Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd")),
             posted: HashMap::new(),
             outstanding: 0,
@@ -262,7 +265,7 @@ impl Guest {
     fn view(&self) -> Port {
         let pair = QueuePair {
             tx: self.tx_ring.clone(),
-            tx_kick: Some(Arc::clone(&self.kick)),
+            tx_kick: (!self.is_polled).then(|| Arc::clone(&self.kick)),
             tx_enabled: self.tx_enabled,
             rx: self.rx_ring.clone(),
         };

@@ -121,10 +121,10 @@ impl Waiter {
         if self.poll == Poll::Busy {
             return;
         }
-        let Some(fds) = self.fds(fabric) else {
-            self.must_poll = true;
-            return;
-        };
+        let fds = self.fds(fabric);
+        let must_poll = fds.is_none();
+        // Who must poll watches nothing; a poll that is still under way would keep what it is for open after it is gone.
+        let fds = fds.unwrap_or_default();
         if let Sleeper::Uring(sleeper) = &mut self.sleeper {
             let watched = match sleeper {
                 Some(sleeper) => sleeper.watch(&fds),
@@ -134,7 +134,7 @@ impl Waiter {
             };
             match watched {
                 Ok(()) => {
-                    self.must_poll = false;
+                    self.must_poll = must_poll;
                     return;
                 }
                 Err(error) => {
@@ -145,7 +145,7 @@ impl Waiter {
                 }
             }
         }
-        self.must_poll = self.watch_by_epoll(&fds).is_err();
+        self.must_poll = self.watch_by_epoll(&fds).is_err() || must_poll;
     }
 
     fn watch_by_epoll(&mut self, fds: &[(RawFd, Trigger)]) -> io::Result<()> {
@@ -173,8 +173,7 @@ impl Waiter {
         }
         for &nic in &share.groups {
             if let Some(group) = &fabric.nics[nic].group {
-                let tap = group.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                fds.push((tap.wait_fd().as_raw_fd(), Trigger::Level));
+                fds.push((group.wait_fd, Trigger::Level));
             }
         }
         Some(fds)
