@@ -48,6 +48,38 @@ fn every_size_comes_back_to_two_queue_pairs() -> Result<()> {
     every_size_comes_back(2)
 }
 
+#[test]
+fn the_next_guest_of_a_port_may_have_another_address() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let fabric = Fabric::new(1, 1, Distribution::Lag)?;
+    let mut options = DaemonOptions::new(&[("p0", "")], &fabric.nics(), 1);
+    options.ports[0].mac = None;
+    let daemon = Daemon::start(&fabric.host, folder.path(), &options)?;
+    for last in [1, 2] {
+        let mut addresses = ADDRESSES;
+        addresses.guest[5] = last;
+        let socket = fabric.peer.run(|| Ok(PacketSocket::open(PEER_INTERFACE)?))?;
+        let _echo = Echo::between(socket, addresses);
+        let plan = Plan {
+            addresses,
+            frames: FRAMES,
+            window: 64,
+            pairs: 1,
+            // Until the address is learned, what comes for it is nobody's.
+            resend: Some(Duration::from_millis(100)),
+        };
+        let report = exchange(&daemon.socket("p0"), &plan)?;
+        assert_eq!(report.answered, FRAMES, "{report:?}");
+        let learned = &daemon.query("ports")?["ports"][0]["mac"];
+        assert_eq!(
+            *learned,
+            format!("52:54:00:00:00:0{last}"),
+            "still shown when it is gone"
+        );
+    }
+    Ok(())
+}
+
 /// Ports with the VLANs that their guests are announced in; 0: without a tag.
 const ANNOUNCED: [(&str, &str, &[u16]); 3] = [
     ("a", "vlan=7", &[7]),

@@ -80,9 +80,15 @@ pub struct Echo {
 }
 
 impl Echo {
-    /// Answers from now on, until it is dropped.
+    /// Answers what has [`ADDRESSES`] from now on, until it is dropped.
     #[must_use]
     pub fn start(socket: PacketSocket) -> Echo {
+        Echo::between(socket, ADDRESSES)
+    }
+
+    /// The same with other addresses.
+    #[must_use]
+    pub fn between(socket: PacketSocket, addresses: Addresses) -> Echo {
         let counters = Arc::new(EchoCounters::default());
         let shared = Arc::clone(&counters);
         let thread = std::thread::spawn(move || {
@@ -95,10 +101,10 @@ impl Echo {
                     let Some(number) = frames::number(frame) else {
                         continue;
                     };
-                    if frame != frames::request(ADDRESSES, number) {
+                    if frame != frames::request(addresses, number) {
                         shared.damaged.fetch_add(1, Ordering::Relaxed);
                     } else if !shared.wrote_down(number)
-                        && socket.send(&frames::reply(ADDRESSES, number)).is_ok()
+                        && socket.send(&frames::reply(addresses, number)).is_ok()
                     {
                         shared.answered.fetch_add(1, Ordering::Relaxed);
                     }

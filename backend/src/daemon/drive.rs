@@ -177,6 +177,18 @@ impl Drive {
         Ok(self.program.allow_mac(mac)?)
     }
 
+    /// Undoes [`Drive::admit`].
+    pub(super) fn withdraw(&mut self, mac: Mac) -> Result<()> {
+        if let Some(group) = &self.nic.group {
+            group
+                .tap
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .withdraw(mac)?;
+        }
+        Ok(self.program.forget_mac(mac)?)
+    }
+
     /// Lets answers to another NIC's probes in, or no more: they go to the host and are counted on the way.
     pub(super) fn admit_answers(&self, mac: Mac, admit: bool) -> Result<()> {
         if let Some(group) = &self.nic.group {

@@ -193,6 +193,9 @@ impl Daemon {
 
     fn after(&mut self, at: usize, outcome: Outcome) {
         self.unpublished |= outcome.publish;
+        if let Some(mac) = self.ports[at].take_former() {
+            self.withdraw(mac);
+        }
         if let Some(mac) = self.ports[at].take_rarp() {
             self.rarps.ask(at, mac);
         }

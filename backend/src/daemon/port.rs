@@ -78,6 +78,8 @@ pub(super) struct PortRuntime {
     pub(super) state: Arc<PortState>,
     pub(super) socket: String,
     pub(super) mac: Option<(Mac, MacOrigin)>,
+    /// The address that was learned from the guest before this one.
+    former: Option<Mac>,
     pub(super) vlan: VlanMode,
     entrance: Entrance,
     connection: Option<Connection>,
@@ -113,6 +115,7 @@ impl PortRuntime {
             state,
             socket,
             mac: mac.map(|mac| (mac, MacOrigin::Configured)),
+            former: None,
             vlan,
             entrance,
             connection: None,
@@ -190,6 +193,7 @@ impl PortRuntime {
         let Some((listener, _)) = self.entrance.listener().zip(self.listener_interest()) else {
             return Outcome::default();
         };
+        let mut publish = false;
         match listener.accept() {
             Ok((stream, _)) if self.connection.is_none() => match Connection::new(stream) {
                 Ok(connection) => {
@@ -197,6 +201,7 @@ impl PortRuntime {
                         info!(port = self.state.name, withheld, "front-end connected");
                     }
                     self.connection = Some(connection);
+                    publish = self.forget_learned();
                 }
                 Err(error) => {
                     if let Some(withheld) = self.log.take(Instant::now()) {
@@ -241,9 +246,25 @@ impl PortRuntime {
             }
         }
         Outcome {
-            publish: false,
+            publish,
             rewatch: true,
         }
+    }
+
+    /// Another guest may come in, with another address; returns whether there was one that was learned. Not when the last one leaves: what it
+    /// was is still shown then, and it takes part no more.
+    fn forget_learned(&mut self) -> bool {
+        let Some((mac, _)) = self.mac.take_if(|(_, origin)| *origin == MacOrigin::Learned) else {
+            return false;
+        };
+        self.former = Some(mac);
+        self.state.settle_mac();
+        true
+    }
+
+    /// What [`PortRuntime::forget_learned`] has forgotten, once.
+    pub(super) fn take_former(&mut self) -> Option<Mac> {
+        self.former.take()
     }
 
     /// Time has passed: looks at the listener again if accepting had failed.

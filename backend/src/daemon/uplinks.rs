@@ -180,6 +180,26 @@ impl Daemon {
         }
     }
 
+    /// Has every NIC leave frames to this address to the host again, unless another port, of other VLANs, has it too.
+    pub(super) fn withdraw(&mut self, mac: Mac) {
+        if self
+            .ports
+            .iter()
+            .any(|port| port.mac.is_some_and(|(own, _)| own == mac))
+        {
+            return;
+        }
+        for nic in &mut self.nics {
+            let Some(drive) = &mut nic.drive else { continue };
+            if let Err(error) = drive.withdraw(mac) {
+                warn!(
+                    nic = nic.config.id,
+                    "frames to {mac} are still taken, which no guest has any more: {error}"
+                );
+            }
+        }
+    }
+
     /// Takes in what the health thread has found.
     pub(super) fn on_health(&mut self) {
         for news in self.health.news() {
