@@ -108,6 +108,7 @@ impl Daemon {
                 fill: census.fill,
                 tx: census.tx,
                 quarantined: census.quarantined,
+                state_errors: self.memory.state_errors(),
             },
         }
     }

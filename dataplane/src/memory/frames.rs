@@ -22,7 +22,6 @@
 //! Every arrow checks the state it comes from. A mismatch (a kernel that returns an address twice, or a coding error) is counted
 //! in [`FrameMemory::state_errors`] and the chunk is left where it is: a lost chunk is better than one with two owners.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -142,7 +141,6 @@ struct Chunk {
 pub struct FrameMemory {
     id: u16,
     region: Region,
-    fd: OwnedFd,
     chunks: Box<[Chunk]>,
     pool: Mutex<Vec<u32>>,
     retired: Mutex<Vec<RetiredQueue>>,
@@ -188,7 +186,7 @@ impl FrameMemory {
                 (made < MAX_MEMORIES).then(|| made + 1)
             })
             .map_err(|_| refused(std::io::ErrorKind::QuotaExceeded))?;
-        let (region, fd) = Region::new(bytes).map_err(|source| FrameMemoryError { bytes, source })?;
+        let region = Region::new(bytes).map_err(|source| FrameMemoryError { bytes, source })?;
         let table = (0..chunks)
             .map(|_| Chunk {
                 state: AtomicU32::new(state::FREE),
@@ -200,19 +198,12 @@ impl FrameMemory {
         Ok(Arc::new(FrameMemory {
             id,
             region,
-            fd,
             chunks: table,
             // The last is taken first: begin with low addresses.
             pool: Mutex::new((0..chunks).rev().collect()),
             retired: Mutex::new(Vec::new()),
             state_errors: AtomicU64::new(0),
         }))
-    }
-
-    /// The memfd, for handing to another process. Its size is sealed.
-    #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 
     /// Whether the region is on huge pages.

@@ -140,17 +140,6 @@ impl Ring {
     pub fn notify(&mut self) -> bool {
         either!(self, ring => ring.notify())
     }
-
-    /// Replaces the call eventfd of a running ring (SET_VRING_CALL).
-    pub fn set_call(&mut self, call: Option<Arc<EventFd>>) {
-        either!(self, ring => ring.set_call(call));
-    }
-
-    /// Writes to the call eventfd that failed.
-    #[must_use]
-    pub fn call_errors(&self) -> u64 {
-        either!(self, ring => ring.call_errors())
-    }
 }
 
 /// A rule of the virtio specification that the driver broke; the ring is unusable from then on.

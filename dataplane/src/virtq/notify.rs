@@ -14,34 +14,17 @@ pub(super) fn need_event(event: u16, new: u16, old: u16) -> bool {
 }
 
 /// The call eventfd of a ring.
-pub(super) struct Call {
-    fd: Option<Arc<EventFd>>,
-    errors: u64,
-}
+pub(super) struct Call(Option<Arc<EventFd>>);
 
 impl Call {
     pub(super) fn new(fd: Option<Arc<EventFd>>) -> Call {
-        Call { fd, errors: 0 }
+        Call(fd)
     }
 
-    pub(super) fn replace(&mut self, fd: Option<Arc<EventFd>>) {
-        let errors = self.errors;
-        *self = Call {
-            errors,
-            ..Call::new(fd)
-        };
-    }
-
-    pub(super) fn errors(&self) -> u64 {
-        self.errors
-    }
-
-    /// Writes the eventfd if there is one; returns whether it did.
-    pub(super) fn signal(&mut self) -> bool {
-        let Some(fd) = &self.fd else { return false };
-        let signalled = signal(fd).is_ok();
-        self.errors += u64::from(!signalled);
-        signalled
+    /// Writes the eventfd if there is one; returns whether it did. One that cannot be written is the front-end's fault, and its guest's loss:
+    /// no notification is counted.
+    pub(super) fn signal(&self) -> bool {
+        self.0.as_deref().is_some_and(|fd| signal(fd).is_ok())
     }
 }
 

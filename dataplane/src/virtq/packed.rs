@@ -2,10 +2,7 @@
 
 mod resume;
 
-use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-
-use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Direction, Lone};
 use super::cursors::{CursorSlot, Keeping};
@@ -141,19 +138,6 @@ impl PackedRing {
             Wish::At(_) | Wish::Always => true,
         };
         wanted && self.core.call.signal()
-    }
-
-    /// Replaces the call eventfd of a running ring (SET_VRING_CALL).
-    pub fn set_call(&mut self, call: Option<Arc<EventFd>>) {
-        self.core.call.replace(call);
-        // What was published under the old one may not have been seen through it.
-        self.must_signal = true;
-    }
-
-    /// Writes to the call eventfd that failed.
-    #[must_use]
-    pub fn call_errors(&self) -> u64 {
-        self.core.call.errors()
     }
 
     /// Takes chains of one buffer, as most are, up to the first other one, the end of the ring or `max`; returns how many.

@@ -1,9 +1,6 @@
 //! The split virtqueue (virtio 1.2, 2.7), device side.
 
-use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-
-use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Direction, Lone};
 use super::engine::{Core, Engine, More};
@@ -122,19 +119,6 @@ impl SplitRing {
             u16::from_le(self.parts.avail_u16(0).load(Ordering::Relaxed)) & AVAIL_F_NO_INTERRUPT == 0
         };
         wanted && self.core.call.signal()
-    }
-
-    /// Replaces the call eventfd of a running ring (SET_VRING_CALL).
-    pub fn set_call(&mut self, call: Option<Arc<EventFd>>) {
-        self.core.call.replace(call);
-        // What was published under the old one may not have been seen through it.
-        self.signalled = None;
-    }
-
-    /// Writes to the call eventfd that failed.
-    #[must_use]
-    pub fn call_errors(&self) -> u64 {
-        self.core.call.errors()
     }
 
     #[inline]

@@ -174,16 +174,24 @@ pub fn stats(report: &StatsReport) -> String {
     section(&mut out, "Frames forwarded without a session", &without);
 
     let memory = &report.frame_memory;
-    let mut chunks = Table::new(&[">FREE", ">HELD", ">FILL RINGS", ">TX RINGS", ">QUARANTINED"]);
+    let mut chunks = Table::new(&[
+        ">FREE",
+        ">HELD",
+        ">FILL RINGS",
+        ">TX RINGS",
+        ">QUARANTINED",
+        ">LOST",
+    ]);
     chunks.row(
         [
-            memory.free,
-            memory.held,
-            memory.fill,
-            memory.tx,
-            memory.quarantined,
+            memory.free.into(),
+            memory.held.into(),
+            memory.fill.into(),
+            memory.tx.into(),
+            memory.quarantined.into(),
+            memory.state_errors,
         ]
-        .map(|chunks| count(chunks.into())),
+        .map(count),
     );
     section(&mut out, "Frame memory (chunks of 4 KiB)", &chunks);
 

@@ -181,4 +181,6 @@ pub struct FrameMemoryReport {
     pub tx: u32,
     /// Of retired sockets.
     pub quarantined: u32,
+    /// Times that a chunk was not where it had to be, and was given up. Not 0 is a bug of the kernel, a driver or vnicd.
+    pub state_errors: u64,
 }

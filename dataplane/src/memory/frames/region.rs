@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 const HUGE_PAGE: usize = 2 << 20;
 const NAME: &CStr = c"vnic-frames";
 
-/// A shared, writable mapping of a whole memfd that nobody can shrink.
+/// A shared, writable mapping of a whole memfd, which nobody has a descriptor of any more.
 pub(super) struct Region {
     base: NonNull<u8>,
     bytes: usize,
@@ -23,7 +23,7 @@ unsafe impl Sync for Region {}
 
 impl Region {
     /// Maps `bytes` bytes, on 2 MiB pages if that many are free.
-    pub(super) fn new(bytes: usize) -> io::Result<(Region, OwnedFd)> {
+    pub(super) fn new(bytes: usize) -> io::Result<Region> {
         if bytes == 0 {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
@@ -33,10 +33,9 @@ impl Region {
             .or_else(|_| Self::map(bytes, 0, false))
     }
 
-    fn map(bytes: usize, flags: libc::c_uint, huge: bool) -> io::Result<(Region, OwnedFd)> {
+    fn map(bytes: usize, flags: libc::c_uint, huge: bool) -> io::Result<Region> {
         // SAFETY: the name is a C string; the call touches no other memory.
-        let raw =
-            unsafe { libc::memfd_create(NAME.as_ptr(), flags | libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+        let raw = unsafe { libc::memfd_create(NAME.as_ptr(), flags | libc::MFD_CLOEXEC) };
         if raw < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -45,12 +44,6 @@ impl Region {
         let size = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
         // SAFETY: a system call on a descriptor we own, no memory involved.
         if unsafe { libc::ftruncate(fd.as_raw_fd(), size) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // A process that is given the descriptor must not be able to cut the file under our mapping (SIGBUS).
-        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
-        // SAFETY: as above.
-        if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
             return Err(io::Error::last_os_error());
         }
         // MAP_POPULATE: no page fault later, in the frame loop.
@@ -69,7 +62,7 @@ impl Region {
         let outcome = unsafe { libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_POPULATE_WRITE) };
         match io::Error::last_os_error() {
             error if outcome < 0 && error.raw_os_error() != Some(libc::EINVAL) => Err(error),
-            _ => Ok((region, fd)),
+            _ => Ok(region),
         }
     }
 
