@@ -18,6 +18,9 @@ pub const DEVICE_CPU: usize = 1;
 /// Addresses of the guests that the generator plays.
 pub const GUEST_MACS: [&str; 2] = ["52:54:00:00:00:01", "52:54:00:00:00:02"];
 
+/// What makes testpmd take frames of 9014 bytes.
+pub const JUMBO_MBUFS: [&str; 2] = ["--max-pkt-len=9100", "--mbuf-size=9600"];
+
 /// How long a device may take to start.
 const START_LIMIT: Duration = Duration::from_secs(30);
 const PACE: Duration = Duration::from_millis(20);
@@ -106,11 +109,7 @@ impl Device {
         for (index, socket) in sockets.iter().enumerate() {
             devices.push(format!("net_vhost{index},iface={}", socket.display()));
         }
-        let more: &[&str] = if jumbo {
-            &["--max-pkt-len=9100", "--mbuf-size=9600"]
-        } else {
-            &[]
-        };
+        let more: &[&str] = if jumbo { &JUMBO_MBUFS } else { &[] };
         Device::testpmd_of(folder, None, &devices, sockets, more)
     }
 

@@ -9,12 +9,23 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use vnic_tests::process::{Process, tail, wait_for};
 
-use super::device::{Device, GUEST_MACS, Wait};
-use super::report::{APART, OURS, PEER, Section};
-use super::{Field, GENERATOR_CPU, Settings, folder};
+use super::device::{Device, GUEST_MACS, JUMBO_MBUFS};
+use super::report::{APART, OURS, OVS, PEER, Section};
+use super::{Field, GENERATOR_CPU, Settings};
 
 const LIMIT: Duration = Duration::from_secs(30);
 const PROMPT: &str = "testpmd> ";
+
+/// A load: the frames' sizes, and how many bursts of 32 of each circle at each end. No ring can overflow, so none is lost.
+type Load = (&'static str, &'static [(u32, u32)]);
+
+const LOADS: [Load; 3] = [
+    ("60 B", &[(60, 16)]),
+    // As near to 7 : 4 : 1 as whole bursts come.
+    ("IMIX", &[(60, 9), (590, 5), (1514, 2)]),
+    ("1514 B", &[(1514, 16)]),
+];
+const JUMBO: [Load; 1] = [("9014 B", &[(9014, 16)])];
 
 /// Floods both ways: frames circle, and as many are under way as the rings hold half.
 ///
@@ -25,22 +36,17 @@ pub(super) fn throughput(settings: &Settings) -> Result<Vec<Section>> {
         "VM to VM with DPDK's virtio-user driver as the guests, both ways",
         "Million frames a second that arrive, both directions added; testpmd forwards between its two devices on one CPU.",
         2,
-        &[OURS, PEER, "OVS-DPDK", APART],
+        &[OURS, PEER, OVS, APART],
     );
-    let at = |name: &str| folder(settings, &format!("{name}-dpdk"));
-    let mut field = Field {
-        devices: vec![
-            (OURS, Device::vnicd(&at("vnicd"), Wait::Busy, 2, None, &[])),
-            (PEER, Device::testpmd(&at("testpmd"), false)),
-            ("OVS-DPDK", Device::ovs(&at("ovs"))),
-        ],
-    };
-    for (ring, packed) in [("split", false), ("packed", true)] {
-        for size in [60, 1514] {
-            for run in 0..settings.runs {
-                field.take_turns(&mut section, &format!("{ring}, {size} B"), run, |device| {
-                    flood(settings, device.sockets(), packed, size)
-                });
+    for (jumbo, loads) in [(false, &LOADS[..]), (true, &JUMBO[..])] {
+        let mut field = Field::of_all(settings, if jumbo { "dpdk-jumbo" } else { "dpdk" }, jumbo);
+        for (ring, packed) in [("split", false), ("packed", true)] {
+            for (load, bursts) in loads {
+                for run in 0..settings.runs {
+                    field.take_turns(&mut section, &format!("{ring}, {load}"), run, |device| {
+                        flood(settings, device, (packed, jumbo), bursts)
+                    });
+                }
             }
         }
     }
@@ -85,7 +91,7 @@ impl Guests {
     }
 }
 
-fn start(folder: &Path, sockets: &[PathBuf], packed: bool, size: u32) -> Result<Guests> {
+fn start(folder: &Path, sockets: &[PathBuf], packed: bool, jumbo: bool) -> Result<Guests> {
     let mut command = Command::new("stdbuf");
     command.args(["-oL", "dpdk-testpmd"]);
     command.args(["--lcores", &format!("0@{GENERATOR_CPU},1@{GENERATOR_CPU}")]);
@@ -106,11 +112,17 @@ fn start(folder: &Path, sockets: &[PathBuf], packed: bool, size: u32) -> Result<
     command.args([
         "--",
         "--forward-mode=io",
-        "--total-num-mbufs=16384",
         "--rxd=1024",
         "--txd=1024",
+        // What circles goes on when it is started again with more.
+        "--no-flush-rx",
     ]);
-    command.arg(format!("--txpkts={size}"));
+    // As many as the rings and the frames under way take, and some; large ones are dear.
+    let mbufs = if jumbo { 6144 } else { 16384 };
+    command.arg(format!("--total-num-mbufs={mbufs}"));
+    if jumbo {
+        command.args(JUMBO_MBUFS);
+    }
     for (index, mac) in GUEST_MACS.iter().rev().enumerate() {
         command.arg(format!("--eth-peer={index},{mac}"));
     }
@@ -123,10 +135,20 @@ fn start(folder: &Path, sockets: &[PathBuf], packed: bool, size: u32) -> Result<
     Ok(guests)
 }
 
-fn flood(settings: &Settings, sockets: &[PathBuf], packed: bool, size: u32) -> Result<f64> {
-    let mut guests = start(&settings.folder, sockets, packed, size)?;
-    // 16 bursts of 32 at each end: no ring can overflow, so none is lost and all go on circling.
-    guests.command("start tx_first 16")?;
+fn flood(
+    settings: &Settings,
+    device: &Device,
+    (packed, jumbo): (bool, bool),
+    bursts: &[(u32, u32)],
+) -> Result<f64> {
+    let mut guests = start(&settings.folder, device.sockets(), packed, jumbo)?;
+    for (at, (size, count)) in bursts.iter().enumerate() {
+        if at > 0 {
+            guests.command("stop")?;
+        }
+        guests.command(&format!("set txpkts {size}"))?;
+        guests.command(&format!("start tx_first {count}"))?;
+    }
     std::thread::sleep(Duration::from_secs_f64(settings.warm_up()));
     let (began, before) = (Instant::now(), guests.received()?);
     std::thread::sleep(Duration::from_secs_f64(settings.seconds));

@@ -21,8 +21,8 @@ use serde_json::Value;
 use vnic_tests::process::run;
 use vnic_tests::sys::interrupted;
 
-use device::Device;
-use report::{APART, Report, Section};
+use device::{Device, Wait};
+use report::{APART, OURS, OVS, PEER, Report, Section};
 
 /// The CPU of the generator.
 pub const GENERATOR_CPU: usize = 0;
@@ -182,6 +182,31 @@ struct Field {
 }
 
 impl Field {
+    /// vnicd and its peers between two guests, ready for frames of 9014 bytes if `jumbo`. `kind` names their folders.
+    fn of_all(settings: &Settings, kind: &str, jumbo: bool) -> Field {
+        let at = |name: &str| folder(settings, &format!("{name}-{kind}"));
+        let devices = [
+            (OURS, Device::vnicd(&at("vnicd"), Wait::Busy, 2, None, &[])),
+            (PEER, Device::testpmd(&at("testpmd"), jumbo)),
+            (OVS, Device::ovs(&at("ovs"))),
+        ];
+        let ready = devices.map(|(name, device)| {
+            let device = device.and_then(|mut device| {
+                if jumbo {
+                    device.take_jumbo_frames()?;
+                }
+                Ok(device)
+            });
+            if let Err(error) = &device {
+                eprintln!("{name}: {error:#}");
+            }
+            (name, device)
+        });
+        Field {
+            devices: ready.into(),
+        }
+    }
+
     /// Measures one load on each, starting with another one each time, so that none is always first. Also says how far the CPUs were from
     /// each other all the while.
     fn turns<T>(

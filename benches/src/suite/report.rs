@@ -9,6 +9,8 @@ use serde::Serialize;
 pub const OURS: &str = "vnicd";
 /// The peer that it is compared with.
 pub const PEER: &str = "testpmd";
+/// Column of the peer that switches.
+pub const OVS: &str = "OVS-DPDK";
 
 /// Nanoseconds that a cache line takes between the two CPUs and back: the least and the most say whether rows compare.
 pub const APART: &str = "CPUs apart, ns";

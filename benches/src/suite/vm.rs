@@ -2,9 +2,8 @@
 
 use anyhow::{Context, Result};
 
-use super::device::{Device, Wait};
-use super::report::{APART, OURS, PEER, Section};
-use super::{Field, Settings, folder};
+use super::report::{APART, OURS, OVS, PEER, Section};
+use super::{Field, Settings};
 
 /// A load and the generator's arguments for it.
 type Load = (&'static str, &'static [&'static str]);
@@ -31,23 +30,7 @@ const JUMBO: [Load; 1] = [(
     &["--size", "9014", "--frames", "8192", "--queue", "256"],
 )];
 
-const OVS: &str = "OVS-DPDK";
 const COLUMNS: [&str; 4] = [OURS, PEER, OVS, APART];
-
-fn field(settings: &Settings, kind: &str, jumbo: bool) -> Field {
-    let at = |name: &str| folder(settings, &format!("{name}-{kind}"));
-    let devices = vec![
-        (OURS, Device::vnicd(&at("vnicd"), Wait::Busy, 2, None, &[])),
-        (PEER, Device::testpmd(&at("testpmd"), jumbo)),
-        (OVS, Device::ovs(&at("ovs"))),
-    ];
-    for (name, device) in &devices {
-        if let Err(error) = device {
-            eprintln!("{name}: {error:#}");
-        }
-    }
-    Field { devices }
-}
 
 /// Floods.
 ///
@@ -64,16 +47,7 @@ pub(super) fn throughput(settings: &Settings) -> Result<Vec<Section>> {
         )
     });
     for (jumbo, loads) in [(false, &LOADS[..]), (true, &JUMBO[..])] {
-        let mut field = field(settings, if jumbo { "jumbo" } else { "plain" }, jumbo);
-        if jumbo {
-            for (_, device) in &mut field.devices {
-                if let Ok(ready) = device
-                    && let Err(error) = ready.take_jumbo_frames()
-                {
-                    *device = Err(error);
-                }
-            }
-        }
+        let mut field = Field::of_all(settings, if jumbo { "jumbo" } else { "plain" }, jumbo);
         for (load, arguments) in loads {
             for (section, ring) in sections.iter_mut().zip(["split", "packed"]) {
                 let mut all = vec!["--ring", ring];
@@ -99,7 +73,7 @@ pub(super) fn latencies(settings: &Settings) -> Result<Vec<Section>> {
         0,
         &COLUMNS,
     );
-    let mut field = field(settings, "latency", false);
+    let mut field = Field::of_all(settings, "latency", false);
     let samples = if settings.quick { "5000" } else { "50000" };
     for ring in ["split", "packed"] {
         for run in 0..settings.runs {
