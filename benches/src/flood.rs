@@ -1,9 +1,11 @@
 //! As many frames as the device takes.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
+use vnic_dataplane::nic::Window;
 
 use crate::driver::DriverRing;
 use crate::port::Port;
@@ -16,8 +18,8 @@ const ROUNDS: u32 = 64;
 /// What to do for how long.
 #[derive(Debug, Clone, Copy)]
 pub struct FloodPlan {
-    /// All ports send, not only the first.
-    pub both: bool,
+    /// How many ports send, from the first on.
+    pub senders: usize,
     /// Before anything is counted.
     pub warm_up: Duration,
     /// Counted.
@@ -97,6 +99,8 @@ pub struct Flood<'p, 'm, R> {
     ports: &'p mut [Port<'m, R>],
     counts: Vec<Counts>,
     plan: FloodPlan,
+    /// Is told how many frames have arrived.
+    window: Option<Arc<Window>>,
 }
 
 impl<'p, 'm, R: DriverRing<'m>> Flood<'p, 'm, R> {
@@ -107,7 +111,22 @@ impl<'p, 'm, R: DriverRing<'m>> Flood<'p, 'm, R> {
             counts: vec![Counts::default(); ports.len()],
             ports,
             plan,
+            window: None,
         }
+    }
+
+    /// Has frames come from elsewhere, too: as many at a time as the window allows.
+    #[must_use]
+    pub fn fed_through(self, window: Arc<Window>) -> Flood<'p, 'm, R> {
+        Flood {
+            window: Some(window),
+            ..self
+        }
+    }
+
+    /// Nobody sends any more.
+    pub fn only_receive(&mut self) {
+        self.plan.senders = 0;
     }
 
     /// Floods, and measures.
@@ -179,18 +198,24 @@ impl<'p, 'm, R: DriverRing<'m>> Flood<'p, 'm, R> {
     }
 
     fn senders(&self) -> usize {
-        if self.plan.both { self.ports.len() } else { 1 }
+        self.plan.senders.min(self.ports.len())
     }
 
     #[inline]
     fn round(&mut self) -> Result<()> {
         let senders = self.senders();
         let mut busy = false;
+        let mut arrived = 0;
         for (at, (port, counts)) in self.ports.iter_mut().zip(&mut self.counts).enumerate() {
             if at < senders {
                 busy |= send(port, counts)?;
             }
+            let before = counts.received;
             busy |= receive(port, counts)?;
+            arrived += counts.received - before;
+        }
+        if let Some(window) = &self.window {
+            window.take(arrived);
         }
         if !busy {
             for _ in 0..self.plan.pauses {

@@ -11,7 +11,7 @@ use vnic_dataplane::engine::{Engine, EngineConfig, Poll, SleepIn};
 use vnic_dataplane::fabric::{self, Nic, NicQueue, NicState, PortState, QueuePair};
 use vnic_dataplane::memory::frames::FrameMemory;
 use vnic_dataplane::memory::guest::{GuestMemory, RegionSpec};
-use vnic_dataplane::nic::{SinkTx, memory};
+use vnic_dataplane::nic::{NicRx, SinkTx, SourceRx, Window, memory};
 use vnic_dataplane::virtq::{self, RingSpec};
 use vnic_lb::balancer::{Balancer, BalancerConfig};
 use vnic_lb::limits::{SessionLimits, Timeouts};
@@ -33,19 +33,32 @@ const NIC_DEPTH: usize = 2048;
 const STRIDE: u32 = 128;
 /// Somebody beyond the NICs.
 const STRANGER: [u8; 6] = [0x02, 0, 0, 0, 0x99, 1];
+/// Time in which what is new is under way.
+const PICK_UP: Duration = Duration::from_millis(20);
 /// Far beyond what a worker needs to pick up a fabric.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Which way the frames go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Direction {
+    /// From the guests.
+    ToNics,
+    /// To the guests, each of which has sent a frame of each of its sessions before.
+    FromNics,
+}
 
 /// What to run.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct JoinedPlan {
+    /// Which way the frames go.
+    pub direction: Direction,
     /// Packed rings.
     pub packed: bool,
     /// Sessions, of all guests together.
     pub sessions: u32,
     /// NICs that they are balanced over.
     pub nics: u8,
-    /// Guests that send, one queue pair each.
+    /// Guests, one queue pair each.
     pub ports: u8,
     /// Descriptors of each ring.
     pub queue_size: u16,
@@ -59,15 +72,15 @@ pub struct JoinedPlan {
 /// What came of it.
 #[derive(Debug, Clone, Serialize)]
 pub struct JoinedReport {
-    /// Frames that the NICs sent in a second.
+    /// Frames that arrived in a second.
     pub rate: f64,
     /// Nanoseconds of the worker for each of them.
     pub ns_per_frame: f64,
-    /// Looks of the generator at which the worker had not taken enough for another burst, of all its looks.
-    pub refused: f64,
-    /// Frames that the worker took from the guests and no NIC sent, of those that it took.
+    /// Turns of the worker in which it moved nothing, of all its turns.
+    pub idle: f64,
+    /// Frames that the worker took and that did not arrive, of those that it took.
     pub dropped: f64,
-    /// The share of the NIC that sent least, as a part of an even share.
+    /// The share of the NIC that moved least, as a part of an even share.
     pub least_nic: f64,
     /// Sessions in the table at the end.
     pub sessions: u64,
@@ -98,49 +111,56 @@ fn run_with<K: RingKind>(plan: &JoinedPlan) -> Result<JoinedReport> {
         .collect();
 
     let host = Host::start(plan, &guests)?;
-
     let [warm_up, measured] = plan.times;
-    let flood = |ports: &mut [_], measured| {
+    let mut flood = |senders, measured| {
         let plan = FloodPlan {
-            both: true,
+            senders,
             warm_up: Duration::ZERO,
             measured,
             pauses: FloodPlan::PAUSES,
         };
-        Flood::new(ports, plan).run()
+        let flood = Flood::new(&mut ports, plan);
+        flood.fed_through(Arc::clone(&host.window)).run()
     };
-    flood(&mut ports, warm_up)?;
-    let before = host.sent();
+    flood(usize::MAX, warm_up)?;
+    let senders = match plan.direction {
+        Direction::ToNics => usize::MAX,
+        Direction::FromNics => {
+            host.receive(plan);
+            flood(0, PICK_UP)?;
+            0
+        }
+    };
+    let (turns_before, before) = (host.turns(), host.moved(plan.direction));
     let (began, cpu_before) = (Instant::now(), process_time()?);
-    let report = flood(&mut ports, measured)?;
+    let report = flood(senders, measured)?;
     let cpu_share = share_of_two(cpu_before, began)?;
-    let after = host.sent();
+    let (turns, after) = (host.turns(), host.moved(plan.direction));
     let each: Vec<u64> = after.iter().zip(&before).map(|(now, then)| now - then).collect();
-    ensure!(each.iter().sum::<u64>() > 0, "no NIC has sent anything");
-    Ok(sum_up(
-        &each,
-        report.seconds,
-        &report.ports,
-        (host.balancer.stats().sessions, cpu_share),
-    ))
+    let moved = each.iter().sum::<u64>();
+    ensure!(moved > 0, "no NIC has moved anything");
+    let of_ports = |what: fn(&Counts) -> u64| report.ports.iter().map(what).sum::<u64>();
+    let (taken, arrived) = match plan.direction {
+        Direction::ToNics => (of_ports(|counts| counts.sent), moved),
+        Direction::FromNics => (moved, of_ports(|counts| counts.received)),
+    };
+    let [all, busy] = [0, 1].map(|at| exact(turns[at] - turns_before[at]));
+    let least = each.iter().min().copied().unwrap_or(0);
+    Ok(JoinedReport {
+        rate: exact(arrived) / report.seconds,
+        ns_per_frame: report.seconds * 1e9 / exact(arrived),
+        idle: 1.0 - busy / all,
+        // What was under way when the counters were read makes a difference of a few bursts.
+        dropped: (1.0 - exact(arrived) / exact(taken)).max(0.0),
+        least_nic: exact(least) * exact(each.len() as u64) / exact(moved),
+        sessions: host.balancer.stats().sessions,
+        cpu_share,
+    })
 }
 
 #[allow(clippy::cast_precision_loss, reason = "ratios are not exact")]
-fn sum_up(nics: &[u64], seconds: f64, ports: &[Counts], (sessions, cpu_share): (u64, f64)) -> JoinedReport {
-    let sent = nics.iter().sum::<u64>() as f64;
-    let of_ports = |what: fn(&Counts) -> u64| ports.iter().map(what).sum::<u64>() as f64;
-    let taken = of_ports(|counts| counts.sent);
-    let least = nics.iter().min().copied().unwrap_or(0) as f64;
-    JoinedReport {
-        rate: sent / seconds,
-        ns_per_frame: seconds * 1e9 / sent,
-        refused: of_ports(|counts| counts.refused) / of_ports(|counts| counts.looks),
-        // What was under way when the counters were read makes a difference of a few bursts.
-        dropped: (1.0 - sent / taken).max(0.0),
-        least_nic: least * nics.len() as f64 / sent,
-        sessions,
-        cpu_share,
-    }
+fn exact(count: u64) -> f64 {
+    count as f64
 }
 
 /// CPU time of this process.
@@ -154,13 +174,13 @@ pub(crate) fn share_of_two(cpu_before: Duration, began: Instant) -> Result<f64> 
     Ok(used.as_secs_f64() / (2.0 * began.elapsed().as_secs_f64()))
 }
 
-/// Where the frames of [`timed`] go.
+/// What the frames of [`timed`] go between.
 #[derive(Debug, Clone, Copy)]
-pub enum Destination {
-    /// Through the session table to the plan's NICs, 60 bytes each.
+pub enum Way {
+    /// The guests and the plan's NICs, in its direction and through the session table, 60 bytes each.
     Nics,
-    /// From the first guest to a second one, frames of this size.
-    Guest(u32),
+    /// The first guest and a second one, frames of this size.
+    Guests(u32),
 }
 
 /// Times a number of frames.
@@ -170,21 +190,21 @@ pub type Timer<'t> = &'t mut dyn FnMut(u64) -> Result<Duration>;
 ///
 /// # Errors
 /// If memory is short, or the worker does not start.
-pub fn timed(plan: &JoinedPlan, to: Destination, work: impl FnOnce(Timer<'_>)) -> Result<()> {
+pub fn timed(plan: &JoinedPlan, way: Way, work: impl FnOnce(Timer<'_>)) -> Result<()> {
     if plan.packed {
-        timed_with::<Packed>(plan, to, work)
+        timed_with::<Packed>(plan, way, work)
     } else {
-        timed_with::<Split>(plan, to, work)
+        timed_with::<Split>(plan, way, work)
     }
 }
 
-fn timed_with<K: RingKind>(plan: &JoinedPlan, to: Destination, work: impl FnOnce(Timer<'_>)) -> Result<()> {
-    let (guests, what): (_, fn(&Counts) -> u64) = match to {
-        Destination::Nics => {
+fn timed_with<K: RingKind>(plan: &JoinedPlan, way: Way, work: impl FnOnce(Timer<'_>)) -> Result<()> {
+    let (guests, what): (_, fn(&Counts) -> u64) = match way {
+        Way::Nics => {
             let guests = (0..plan.ports).map(|index| guest(plan, index));
             (guests.collect::<Result<Vec<_>>>()?, |counts| counts.sent)
         }
-        Destination::Guest(size) => {
+        Way::Guests(size) => {
             let guests = (0..2u8).map(|index| {
                 let sends = Traffic {
                     from: guest_mac(index),
@@ -203,16 +223,24 @@ fn timed_with<K: RingKind>(plan: &JoinedPlan, to: Destination, work: impl FnOnce
         .iter()
         .map(|guest| Port::new(&guest.layout, &guest.memory))
         .collect();
-    let _host = Host::start(plan, &guests)?;
+    let host = Host::start(plan, &guests)?;
     let flood_plan = FloodPlan {
-        both: matches!(to, Destination::Nics),
+        senders: if matches!(way, Way::Nics) { usize::MAX } else { 1 },
         warm_up: Duration::ZERO,
         measured: Duration::ZERO,
         pauses: FloodPlan::PAUSES,
     };
-    let mut flood = Flood::new(&mut ports, flood_plan);
+    let mut flood = Flood::new(&mut ports, flood_plan).fed_through(Arc::clone(&host.window));
     // Every frame in memory once: all sessions are there.
     flood.run_frames(u64::from(plan.sessions) + 1, what)?;
+    let what = match (way, plan.direction) {
+        (Way::Nics, Direction::FromNics) => {
+            flood.only_receive();
+            host.receive(plan);
+            |counts: &Counts| counts.received
+        }
+        _ => what,
+    };
     work(&mut |frames| flood.run_frames(frames, what));
     Ok(())
 }
@@ -220,16 +248,20 @@ fn timed_with<K: RingKind>(plan: &JoinedPlan, to: Destination, work: impl FnOnce
 /// A worker that serves guests and NICs.
 struct Host {
     // Ends first.
-    _engine: Engine,
+    engine: Engine,
     balancer: Arc<Balancer>,
     nics: Vec<Arc<Nic>>,
+    /// What the NICs receive.
+    window: Arc<Window>,
 }
 
 impl Host {
     fn start(plan: &JoinedPlan, guests: &[Guest]) -> Result<Host> {
         let memory = FrameMemory::new(CHUNKS)?;
         let balancer = balancer(plan);
-        let nics: Vec<Arc<Nic>> = (0..plan.nics).map(|index| nic(index, &memory)).collect();
+        let window = Arc::new(Window::default());
+        let nics = (0..plan.nics).map(|index| nic(plan, index, &memory, &window));
+        let nics: Vec<Arc<Nic>> = nics.collect();
         for index in 0..plan.nics {
             balancer.alive().set(index, true);
         }
@@ -251,18 +283,33 @@ impl Host {
             std::thread::yield_now();
         }
         Ok(Host {
-            _engine: engine,
+            engine,
             balancer,
             nics,
+            window,
         })
     }
 
-    /// Frames that each NIC has sent.
-    fn sent(&self) -> Vec<u64> {
-        self.nics
-            .iter()
-            .map(|nic| nic.queues[0].tx.lock().tx().counters().frames)
-            .collect()
+    /// The NICs receive from now on.
+    fn receive(&self, plan: &JoinedPlan) {
+        // Half of what a ring holds: one guest has room for all of them.
+        self.window.open(u64::from(plan.queue_size) / 2);
+    }
+
+    /// Frames that each NIC has sent or received.
+    fn moved(&self, direction: Direction) -> Vec<u64> {
+        let queues = self.nics.iter().map(|nic| &nic.queues[0]);
+        let moved = queues.map(|queue| match direction {
+            Direction::ToNics => queue.tx.lock().tx().counters().frames,
+            Direction::FromNics => queue.rx_reader.counters().frames,
+        });
+        moved.collect()
+    }
+
+    /// Turns of the worker, and those in which it moved something.
+    fn turns(&self) -> [u64; 2] {
+        let worker = self.engine.worker_counters().of(0);
+        [worker.turns.get(), worker.busy_turns.get()]
     }
 }
 
@@ -278,16 +325,38 @@ fn guest_mac(index: u8) -> [u8; 6] {
 
 /// A guest that sends its share of the sessions to a stranger.
 fn guest(plan: &JoinedPlan, index: u8) -> Result<Guest> {
+    Guest::new(plan, outbound(plan, index), Some(STRIDE), None)
+}
+
+/// What it sends.
+fn outbound(plan: &JoinedPlan, index: u8) -> Traffic {
     let flows = (plan.sessions / u32::from(plan.ports)).max(1);
-    let sends = Traffic {
+    Traffic {
         from: guest_mac(index),
         to: STRANGER,
         frames: flows,
         first_flow: flows * u32::from(index),
         flows,
         sizes: vec![MIN_FRAME],
-    };
-    Guest::new(plan, sends, Some(STRIDE), None)
+    }
+}
+
+/// What a NIC receives: of each of its share of the sessions of all guests an answer.
+fn inbound(plan: &JoinedPlan, nic: u8) -> Box<[u8]> {
+    let frames = (0..plan.ports).flat_map(|index| {
+        let sends = outbound(plan, index);
+        (0..sends.frames)
+            .filter(move |number| number % u32::from(plan.nics) == u32::from(nic))
+            .flat_map(move |number| {
+                let mut frame = sends.frame(number);
+                for (here, there, length) in [(0, 6, 6), (26, 30, 4), (34, 36, 2)] {
+                    let (front, back) = frame.split_at_mut(there);
+                    front[here..here + length].swap_with_slice(&mut back[..length]);
+                }
+                frame
+            })
+    });
+    frames.collect()
 }
 
 impl Guest {
@@ -332,13 +401,19 @@ fn balancer(plan: &JoinedPlan) -> Arc<Balancer> {
 }
 
 /// A NIC that swallows what it is given.
-fn nic(index: u8, memory: &Arc<FrameMemory>) -> Arc<Nic> {
-    let (rx, ..) = memory::pair(index, memory, 1);
+fn nic(plan: &JoinedPlan, index: u8, memory: &Arc<FrameMemory>, window: &Arc<Window>) -> Arc<Nic> {
+    let rx: Box<dyn NicRx> = match plan.direction {
+        Direction::ToNics => Box::new(memory::pair(index, memory, 1).0),
+        Direction::FromNics => {
+            let window = Arc::clone(window);
+            Box::new(SourceRx::new(inbound(plan, index), MIN_FRAME as usize, window))
+        }
+    };
     let tx = SinkTx::new(index, memory, NIC_DEPTH);
     Arc::new(Nic {
         state: Arc::new(NicState::new(index, format!("nic{index}"), 1, 1500)),
         mac: Mac([0x02, 0, 0, 0, 0x77, index]),
-        queues: Box::new([NicQueue::new(Box::new(rx), Box::new(tx))]),
+        queues: Box::new([NicQueue::new(rx, Box::new(tx))]),
         group: None,
         partial_checksums: false,
     })
@@ -394,6 +469,7 @@ mod tests {
 
     fn plan(packed: bool, nics: u8) -> JoinedPlan {
         JoinedPlan {
+            direction: Direction::ToNics,
             packed,
             sessions: 600,
             nics,
@@ -412,6 +488,19 @@ mod tests {
                 (0..60).find_map(|_| run(&plan(packed, 3)).ok().filter(|report| report.sessions == 600));
             let report = whole.expect("a run that reaches every session");
             assert!(report.rate > 0.0 && report.least_nic > 0.1, "{report:?}");
+        }
+    }
+
+    #[test]
+    fn every_frame_of_a_nic_reaches_a_guest() {
+        for packed in [false, true] {
+            let plan = JoinedPlan {
+                direction: Direction::FromNics,
+                ..plan(packed, 3)
+            };
+            let whole = (0..60).find_map(|_| run(&plan).ok().filter(|report| report.sessions == 600));
+            let report = whole.expect("a run that reaches every session");
+            assert!(report.rate > 0.0 && report.dropped < 0.1, "{report:?}");
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::unistd::{getpid, gettid};
-use vnic_benches::joined::{Destination, JoinedPlan, timed};
+use vnic_benches::joined::{Direction, JoinedPlan, Way, timed};
 
 /// Allocations, enlargements and releases of workers.
 static ELSEWHERE: AtomicU64 = AtomicU64::new(0);
@@ -67,12 +67,14 @@ fn the_frame_loop_neither_allocates_nor_waits() {
     const FRAMES: u64 = 500_000;
     OURS.set(true);
     for packed in [false, true] {
-        for to in [
-            Destination::Nics,
-            Destination::Guest(60),
-            Destination::Guest(1514),
+        for (way, direction) in [
+            (Way::Nics, Direction::ToNics),
+            (Way::Nics, Direction::FromNics),
+            (Way::Guests(60), Direction::ToNics),
+            (Way::Guests(1514), Direction::ToNics),
         ] {
             let plan = JoinedPlan {
+                direction,
                 packed,
                 sessions: 1024,
                 nics: 2,
@@ -81,13 +83,16 @@ fn the_frame_loop_neither_allocates_nor_waits() {
                 cpu: 0,
                 times: [Duration::ZERO; 2],
             };
-            timed(&plan, to, |run| {
+            timed(&plan, way, |run| {
                 // Every list has its room after that.
                 run(FRAMES / 10).expect("a warm worker");
                 let before = (ELSEWHERE.load(Ordering::Relaxed), waits_of_worker());
                 run(FRAMES).expect("a busy worker");
                 let after = (ELSEWHERE.load(Ordering::Relaxed), waits_of_worker());
-                assert_eq!(after, before, "(allocations, waits), packed: {packed}, {to:?}");
+                assert_eq!(
+                    after, before,
+                    "(allocations, waits), packed: {packed}, {way:?}, {direction:?}"
+                );
             })
             .expect("a joined loop");
         }

@@ -305,7 +305,7 @@ fn run_flood<'m, R: DriverRing<'m>>(
     json: bool,
 ) -> Result<()> {
     let plan = FloodPlan {
-        both: options.both,
+        senders: if options.both { usize::MAX } else { 1 },
         warm_up: duration(options.warm_up)?,
         measured: duration(options.seconds)?,
         pauses: options.pauses,

@@ -82,7 +82,7 @@ fn flood<K: RingKind>(settings: &Settings, flows: u32, packed: bool) -> Result<f
             Ok(())
         });
         let plan = FloodPlan {
-            both: false,
+            senders: 1,
             warm_up: Duration::from_secs_f64(settings.warm_up()),
             measured: Duration::from_secs_f64(settings.seconds),
             pauses: FloodPlan::PAUSES,

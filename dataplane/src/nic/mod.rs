@@ -3,8 +3,10 @@
 
 pub mod memory;
 mod sink;
+mod source;
 
 pub use sink::SinkTx;
+pub use source::{SourceRx, Window};
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
