@@ -497,6 +497,37 @@ impl Batch {
         done
     }
 
+    /// Puts `header` and `frame` into a chain: at once, if it is of one segment and has room. `false`, and nothing done, if not. Meanwhile
+    /// brings in the `next` frame, but for its first line.
+    #[inline(always)]
+    pub(super) fn write_whole(
+        &self,
+        chain: &Chain,
+        header: &[u8; HEADER],
+        frame: &[u8],
+        next: Option<&[u8]>,
+    ) -> bool {
+        let Some(into) = self.lone_segment(chain) else {
+            return false;
+        };
+        if header.len() + frame.len() > into.len as usize {
+            return false;
+        }
+        // SAFETY: the segment was just found to have room for both; for the rest, as in `write`.
+        unsafe {
+            put_header(header, into.host);
+            let (from, into) = (NonNull::from(frame).cast(), into.host.add(header.len()));
+            match next {
+                Some(next) => {
+                    let lines = Lines::behind_the_first(NonNull::from(next).cast(), next.len());
+                    copy_and_fetch(from, into, frame.len(), lines);
+                }
+                None => copy(from, into, frame.len()),
+            }
+        }
+        true
+    }
+
     /// Copies up to `most` bytes from the cursor on to another batch's cursor, across segments and chains of both. Returns how many
     /// were there and had room.
     #[inline]

@@ -161,6 +161,13 @@ pub(crate) trait Engine {
         self.core().batch.write(cursor, bytes)
     }
 
+    /// Puts `header` and `frame` into a chain: at once, if it is of one descriptor and has room. `false`, and nothing done, if not.
+    /// Meanwhile brings in the `next` frame, but for its first line.
+    #[inline(always)]
+    fn write_whole(&self, chain: &Chain, header: &[u8; HEADER], frame: &[u8], next: Option<&[u8]>) -> bool {
+        self.core().batch.write_whole(chain, header, frame, next)
+    }
+
     /// Copies up to `most` bytes from the cursor on to a cursor of another ring, across descriptors and chains of both. Returns how
     /// many there were and had room.
     #[inline]

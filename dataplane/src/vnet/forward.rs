@@ -4,12 +4,9 @@ use zerocopy::IntoBytes;
 
 use super::header::Header;
 use super::look::Look;
-use super::rx::{GuestRxBurst, Room, deliver, find_room};
+use super::rx::{AT_HAND, GuestRxBurst, Room, deliver, find_room};
 use super::tx::WIRE_MIN_LEN;
 use crate::virtq::{Engine, HEAD, Ring, RingError, either};
-
-/// A frame up to this long is in the lines that were brought in when its chain was gathered, or in the next.
-const AT_HAND: usize = 128;
 
 /// A frame up to this long is copied before a line comes from memory: it is the one after the next whose lines are asked for.
 const SOON_COPIED: usize = 4096;

@@ -6,6 +6,9 @@ use super::header::Header;
 use crate::memory::frames::{Frame, FrameMemory};
 use crate::virtq::{Direction, Engine, More, Ring, RingError, either};
 
+/// A frame up to this long is in the line that was looked at, or in the next.
+pub(super) const AT_HAND: usize = 128;
+
 /// What a burst to a guest did.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct GuestRxBurst {
@@ -41,9 +44,31 @@ pub fn give_to_guest(
 }
 
 fn give(ring: &mut impl Engine, memory: &FrameMemory, frames: &[Frame]) -> Result<GuestRxBurst, RingError> {
+    let header_len = Header::len_on(ring);
+    let whole = header_len == Header::LEN;
     deliver(ring, frames.len(), |ring, next, burst| {
-        for frame in frames {
-            match find_room(ring, next, Header::len_on(ring) + frame.len())? {
+        let mut left = frames;
+        loop {
+            let written = if whole {
+                put_run(ring, memory, left, *next)
+            } else {
+                0
+            };
+            let (run, others) = left.split_at(written);
+            let mut bytes = 0;
+            let lengths = run.iter().map(|frame| {
+                bytes += frame.len() as u64;
+                u32::try_from(Header::LEN + frame.len()).unwrap_or(u32::MAX)
+            });
+            ring.complete(*next, lengths);
+            *next += written;
+            burst.delivered += written;
+            burst.bytes += bytes;
+            let Some((frame, rest)) = others.split_first() else {
+                return Ok(());
+            };
+            left = rest;
+            match find_room(ring, next, header_len + frame.len())? {
                 Room::UpTo(end) => {
                     put_frame(ring, memory, frame, *next, end);
                     *next = end;
@@ -51,11 +76,31 @@ fn give(ring: &mut impl Engine, memory: &FrameMemory, frames: &[Frame]) -> Resul
                     burst.bytes += frame.len() as u64;
                 }
                 Room::Never => burst.too_long += 1,
-                Room::NotYet => break,
+                Room::NotYet => return Ok(()),
             }
         }
-        Ok(())
     })
+}
+
+/// Writes frames into the chains from `first` on, one each, up to the first that is not as nearly every one is: of one segment, into one
+/// buffer. Returns how many.
+#[inline(always)]
+fn put_run(ring: &impl Engine, memory: &FrameMemory, frames: &[Frame], first: usize) -> usize {
+    let mut header = [0; Header::LEN];
+    header.copy_from_slice(Header::of_buffers(1).as_bytes());
+    let targets = ring.chains().get(first..).unwrap_or_default();
+    let mut later = frames.iter().skip(1);
+    let mut written = 0;
+    for (frame, target) in frames.iter().zip(targets) {
+        // While this frame is copied, a later one comes, whose first line was looked at.
+        let next = later.next().map(|frame| memory.head(frame));
+        let next = next.filter(|next| next.len() > AT_HAND);
+        if frame.segment_count() != 1 || !ring.write_whole(target, &header, memory.head(frame), next) {
+            break;
+        }
+        written += 1;
+    }
+    written
 }
 
 /// Gathers receive buffers for some `frames`, has `put` fill and complete them, from the one at its second argument on, which it
