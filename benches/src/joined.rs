@@ -76,7 +76,7 @@ pub struct JoinedReport {
     pub rate: f64,
     /// Nanoseconds of the worker for each of them.
     pub ns_per_frame: f64,
-    /// Turns of the worker in which it moved nothing, of all its turns.
+    /// Time in which the worker had nothing to do, as a part of all.
     pub idle: f64,
     /// Frames that the worker took and that did not arrive, of those that it took.
     pub dropped: f64,
@@ -123,6 +123,7 @@ fn run_with<K: RingKind>(plan: &JoinedPlan) -> Result<JoinedReport> {
         flood.fed_through(Arc::clone(&host.window)).run()
     };
     flood(usize::MAX, warm_up)?;
+    let idle_turn = host.idle_turn();
     let senders = match plan.direction {
         Direction::ToNics => usize::MAX,
         Direction::FromNics => {
@@ -149,7 +150,7 @@ fn run_with<K: RingKind>(plan: &JoinedPlan) -> Result<JoinedReport> {
     Ok(JoinedReport {
         rate: exact(arrived) / report.seconds,
         ns_per_frame: report.seconds * 1e9 / exact(arrived),
-        idle: 1.0 - busy / all,
+        idle: (all - busy) * idle_turn / report.seconds,
         // What was under way when the counters were read makes a difference of a few bursts.
         dropped: (1.0 - exact(arrived) / exact(taken)).max(0.0),
         least_nic: exact(least) * exact(each.len() as u64) / exact(moved),
@@ -292,8 +293,8 @@ impl Host {
 
     /// The NICs receive from now on.
     fn receive(&self, plan: &JoinedPlan) {
-        // Half of what a ring holds: one guest has room for all of them.
-        self.window.open(u64::from(plan.queue_size) / 2);
+        // One guest has room for all of them, also when it is about to offer a burst of buffers again.
+        self.window.open(u64::from(plan.queue_size) * 3 / 4);
     }
 
     /// Frames that each NIC has sent or received.
@@ -304,6 +305,14 @@ impl Host {
             Direction::FromNics => queue.rx_reader.counters().frames,
         });
         moved.collect()
+    }
+
+    /// Seconds of a turn in which there is nothing to do, as now.
+    fn idle_turn(&self) -> f64 {
+        std::thread::sleep(PICK_UP);
+        let (began, before) = (Instant::now(), self.turns()[0]);
+        std::thread::sleep(PICK_UP);
+        began.elapsed().as_secs_f64() / exact(self.turns()[0] - before)
     }
 
     /// Turns of the worker, and those in which it moved something.

@@ -62,8 +62,18 @@ impl Context {
         if pinned {
             self.drop_flooded(fabric, nic, &mut burst);
         }
+        // The addresses of the frame before, and where it went: while nobody minds VLANs, they decide.
+        let mut last: Option<([u8; 12], FromNic)> = None;
         for frame in burst.drain(..) {
-            self.route_one(fabric, nic, frame);
+            let head = self.memory.head(&frame);
+            let vlan = switch::vlan_from_nic(fabric, head);
+            let addresses = head.first_chunk();
+            let decision = match (last, addresses) {
+                (Some((before, decision)), Some(addresses)) if before == *addresses => decision,
+                _ => decide(fabric, vlan, head),
+            };
+            last = addresses.filter(|_| !fabric.vlan_aware).map(|it| (*it, decision));
+            self.route_one(fabric, nic, frame, vlan, decision);
         }
         self.burst = burst;
         if !self.observed.is_empty() {
@@ -75,15 +85,11 @@ impl Context {
         self.deliver_staged(fabric);
     }
 
-    fn route_one(&mut self, fabric: &Fabric, nic: &Nic, mut frame: Frame) {
-        let head = self.memory.head(&frame);
-        let vlan = switch::vlan_from_nic(fabric, head);
-        let decision = match switch::addresses(head) {
-            Some((dst, src)) => switch::from_nic(fabric, vlan, dst, src),
-            None => FromNic::Drop(DropReason::TooShort),
-        };
+    #[inline]
+    fn route_one(&mut self, fabric: &Fabric, nic: &Nic, mut frame: Frame, vlan: u16, decision: FromNic) {
         match decision {
             FromNic::Port(port) => {
+                let head = self.memory.head(&frame);
                 let (observed, len) = (&mut self.observed, frame_len(&frame));
                 // Where stations decide, nobody asks for sessions.
                 let parsed = match self.shared.stations {
@@ -106,5 +112,13 @@ impl Context {
                 self.stock.chunks.free(frame);
             }
         }
+    }
+}
+
+/// Where a frame that begins with `head` goes.
+fn decide(fabric: &Fabric, vlan: u16, head: &[u8]) -> FromNic {
+    match switch::addresses(head) {
+        Some((dst, src)) => switch::from_nic(fabric, vlan, dst, src),
+        None => FromNic::Drop(DropReason::TooShort),
     }
 }
