@@ -327,11 +327,12 @@ fn run_flood<'m, R: DriverRing<'m>>(
 
 fn print_latency(report: &Latency) {
     println!(
-        "{} frames, {} lost, ns: min {}, p50 {}, p90 {}, p99 {}, p99.9 {}, max {} (reading the clock: {})",
+        "{} frames, {} lost, ns: min {}, p50 {}, mean of the middle {:.1}, p90 {}, p99 {}, p99.9 {}, max {} (reading the clock: {})",
         report.samples,
         report.lost,
         report.min_ns,
         report.p50_ns,
+        report.middle_ns,
         report.p90_ns,
         report.p99_ns,
         report.p999_ns,
