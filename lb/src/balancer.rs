@@ -195,12 +195,6 @@ impl Balancer {
         &self.alive
     }
 
-    /// Bytes that the session table occupies.
-    #[must_use]
-    pub fn table_bytes(&self) -> usize {
-        self.table.memory_bytes()
-    }
-
     /// The addresses that the session table occupies: they should be on huge pages.
     #[must_use]
     pub fn table_addresses(&self) -> [std::ops::Range<usize>; 2] {
