@@ -240,13 +240,16 @@ impl Context {
         queue: &Shared<NicSender>,
         frames: &mut Vec<Frame>,
     ) -> PutOutcome {
-        let drops = &nic.state.counters.of(self.index).drops;
-        queue.put(&mut self.stock, frames, |sender, chunks, frames| {
-            match sender.send(chunks, frames) {
-                0 => {}
-                dropped => drops.add(DropReason::NicRingFull, dropped),
-            }
-        })
+        let mut dropped = 0;
+        let outcome = queue.put(&mut self.stock, frames, |sender, chunks, frames| {
+            dropped += sender.send(chunks, frames);
+        });
+        if dropped > 0 {
+            let drops = &nic.state.counters.of(self.index).drops;
+            drops.add(DropReason::NicRingFull, dropped);
+            self.balancer.record_refused(nic.state.index, dropped);
+        }
+        outcome
     }
 
     pub(super) fn count_contention(&self, outcome: PutOutcome) {

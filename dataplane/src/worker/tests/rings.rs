@@ -4,6 +4,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::vec::Drain;
 
+use vnic_lb::parse::parse;
+use vnic_lb::policy::Algorithm;
+
 use super::lab::{Habits, Lab, SETTINGS, STRANGER, guest_mac, tag, udp};
 use crate::counters::DropReason;
 use crate::engine::{Event, Poll};
@@ -161,6 +164,16 @@ fn a_full_nic_ring_drops_the_excess_and_goes_on() {
             lab.send(0, &udp(STRANGER, guest_mac(0), 1, number));
         }
         lab.nic_dropped(0, DropReason::NicRingFull, 200 - 128);
+        // `adaptive` makes the NIC dearer for it.
+        let (balancer, mut now) = (Arc::clone(&lab.balancer), 0);
+        balancer.set_policy(Algorithm::Adaptive);
+        lab.wait_for("a penalty for the full ring", |_| {
+            now += 100;
+            balancer.tick(now);
+            let explanation = balancer.explain(now, &parse(&udp(STRANGER, guest_mac(0), 1, 0)));
+            (explanation.nics[0].figures.latency > 1.0).then_some(())
+        });
+        balancer.set_policy(Algorithm::Hash);
         for number in 0..128 {
             assert_eq!(tag(&lab.collect(0)), number);
         }
