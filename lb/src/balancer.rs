@@ -143,6 +143,8 @@ pub struct BalancerStats {
 /// Chooses NICs for frames and keeps the sessions' pins. Shared by all workers.
 pub struct Balancer {
     alive: AliveSet,
+    /// NICs that there are, as in the plan: what a burst needs of it that goes to NICs of known sessions only.
+    present: AtomicU32,
     /// Whether `adaptive` is in force, so that bursts are measured.
     measuring: AtomicBool,
     /// NICs that have been alive: one that is alive again is in slow start, those of the start are not.
@@ -173,6 +175,7 @@ impl Balancer {
         let table = SessionTable::new(config.session_capacity, config.workers, &config.timeouts);
         Arc::new(Balancer {
             alive: AliveSet::default(),
+            present: AtomicU32::new(plan.present),
             measuring: AtomicBool::new(config.algorithm == Algorithm::Adaptive),
             seen: AtomicU32::new(0),
             warming: AtomicU32::new(0),
@@ -187,6 +190,12 @@ impl Balancer {
             move_gap_ms: AtomicU32::new(rebalance::gap_ms(0.0)),
             control: Mutex::new(Control::new(planner)),
         })
+    }
+
+    /// NICs that are alive and have not been removed.
+    pub(crate) fn usable(&self) -> NicSet {
+        // `set_alive` has seen the NIC before it set the bit, so this read needs no order of its own.
+        self.alive.snapshot() & self.present.load(Relaxed)
     }
 
     /// Which NICs are alive; every burst reads it. Health code stores to it by [`Balancer::set_alive`].
@@ -295,7 +304,7 @@ impl Balancer {
         Turn {
             balancer: self,
             counters: self.counters.of(worker),
-            alive: self.alive.snapshot(),
+            alive: self.usable(),
             now: now.millis,
             micros: now.micros,
             notes: self.measuring.load(Relaxed).then(|| self.notes.of(worker)),

@@ -125,7 +125,7 @@ impl Stations {
     #[must_use]
     pub fn view(&self) -> View {
         let plan = self.balancer.plan();
-        let alive = self.balancer.alive().snapshot() & plan.present;
+        let alive = self.balancer.usable() & plan.present;
         let last = self.designated.load(Relaxed);
         let keeps = last != NOBODY && has(alive, last);
         View {

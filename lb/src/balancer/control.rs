@@ -2,7 +2,7 @@
 //! wait. Calls that change weights, NICs or the algorithm build a slot table, which takes some ten milliseconds: they
 //! belong into a thread that has the time.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::Balancer;
@@ -40,7 +40,10 @@ impl Balancer {
         let plan = control.planner.plan(Some(&self.plan.load()));
         self.measuring
             .store(plan.algorithm == Algorithm::Adaptive, Relaxed);
+        let present = plan.present;
         self.plan.store(Arc::new(plan));
+        // After the plan: whoever finds a NIC here finds it there too.
+        self.present.store(present, Release);
     }
 
     /// The algorithm that places new sessions.
@@ -136,7 +139,9 @@ impl Balancer {
     pub fn remove_nic(&self, nic: NicIndex) -> Result<u64, NicError> {
         let mut control = self.control();
         control.planner.remove(nic)?;
-        // First of all: from here on no frame goes there.
+        // First of all: from here on no frame goes there. In this order, so that a `set_alive` at the same time either has its bit
+        // cleared here, or sees that the NIC is gone.
+        self.present.fetch_and(!(1 << nic), AcqRel);
         self.alive.set(nic, false);
         self.publish(&mut control);
         Ok(self.counters.sessions(nic))
@@ -148,7 +153,7 @@ impl Balancer {
         if !alive {
             return self.alive.set(nic, false);
         }
-        if !has(self.plan.load().present, nic) {
+        if !has(self.present.load(Acquire), nic) {
             return false;
         }
         let bit = 1u32 << (nic % 32);
@@ -157,7 +162,13 @@ impl Balancer {
             self.returned[usize::from(nic) % MAX_NICS].store(now, Relaxed);
             self.warming.fetch_or(bit, Relaxed);
         }
-        self.alive.set(nic, true)
+        let is_new = self.alive.set(nic, true);
+        if !has(self.present.load(Acquire), nic) {
+            // Removed meanwhile. A bit that stays would make the next NIC with this index alive before anybody has looked at it.
+            self.alive.set(nic, false);
+            return false;
+        }
+        is_new
     }
 
     /// Tells of a probe's round trip over a NIC, in microseconds. `target` is any number that is the same for the same
@@ -201,7 +212,7 @@ impl Balancer {
         if !meter.is_due(now) {
             return;
         }
-        let alive = self.alive.snapshot() & plan.present;
+        let alive = self.usable() & plan.present;
         let sent = self.counters.sent();
         self.signals.tick(meter, now, alive, &plan.nics, &sent, carried);
         let spread_us = self.signals.rtt_spread_us(alive);

@@ -149,7 +149,7 @@ impl Balancer {
         pin: Option<(NicIndex, Millis, bool)>,
         loads: &Loads,
     ) -> Explanation {
-        let (plan, alive) = (self.plan.load(), self.alive.snapshot());
+        let (plan, alive) = (self.plan.load(), self.usable());
         let slot = plan.slots.slot(key);
         let by_slot = plan.slots.choose(slot, alive & plan.present);
         let (choice, reason) = match pin {

@@ -186,6 +186,36 @@ fn sessions_of_a_removed_nic_go_elsewhere_and_its_id_gets_its_index_back() {
 }
 
 #[test]
+fn a_removed_nic_that_is_said_to_be_alive_gets_no_frames() {
+    let balancer = balancer(3, 20_000);
+    assert!(steer_all(&balancer, 0, 3000).contains(&1));
+    balancer.remove_nic(1).unwrap();
+    // As a thread may do that found the carrier just before.
+    balancer.alive().set(1, true);
+    assert!(!steer_all(&balancer, 1, 3000).contains(&1), "known sessions move");
+    assert_eq!(place(&balancer, 1, 5000..6000)[1], 0);
+    assert_eq!(balancer.explain(1, &sent(1, 0).parsed).alive.len(), 2);
+}
+
+#[test]
+fn whoever_watches_the_links_cannot_revive_a_nic_that_is_being_removed() {
+    let balancer = balancer(3, 100);
+    let (started, over) = (std::sync::Barrier::new(2), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            started.wait();
+            while !over.load(Relaxed) {
+                balancer.set_alive(1, true, 0);
+            }
+        });
+        started.wait();
+        balancer.remove_nic(1).unwrap();
+        over.store(true, Relaxed);
+    });
+    assert!(!balancer.alive().contains(1));
+}
+
+#[test]
 fn a_returning_nic_is_in_slow_start_and_one_of_the_start_is_not() {
     let balancer = balancer(2, 1000);
     balancer.set_alive(0, true, 0);
