@@ -147,7 +147,7 @@ pub struct Balancer {
     present: AtomicU32,
     /// Whether `adaptive` is in force, so that bursts are measured.
     measuring: AtomicBool,
-    /// NICs that have been alive: one that is alive again is in slow start, those of the start are not.
+    /// NICs that have been alive, or could have been: one that is alive now is in slow start, those of the start are not.
     seen: AtomicU32,
     /// NICs in slow start, and since when.
     warming: AtomicU32,

@@ -172,6 +172,7 @@ impl HealthThread {
         for (index, watched) in nics {
             pulse.watch(index, watched);
         }
+        pulse.balancer.first_look_over();
         let thread = std::thread::Builder::new()
             .name("health".to_owned())
             .spawn(move || pulse.run(&orders))?;

@@ -148,7 +148,8 @@ impl Balancer {
     }
 
     /// Marks a NIC alive or dead; returns whether that is new. Takes no lock: whoever watches the links must not wait for a
-    /// slot table. A NIC that comes back is in slow start for [`crate::policy::SLOW_START_MS`].
+    /// slot table. A NIC that comes back, or comes after [`Balancer::first_look_over`], is in slow start for
+    /// [`crate::policy::SLOW_START_MS`].
     pub fn set_alive(&self, nic: NicIndex, alive: bool, now: Millis) -> bool {
         if !alive {
             return self.alive.set(nic, false);
@@ -169,6 +170,12 @@ impl Balancer {
             return false;
         }
         is_new
+    }
+
+    /// The first look at the links is over, and the NICs that have a carrier are alive. Those that have none yet are not of the start:
+    /// they are in slow start when they get one.
+    pub fn first_look_over(&self) {
+        self.seen.fetch_or(self.present.load(Acquire), Relaxed);
     }
 
     /// Tells of a probe's round trip over a NIC, in microseconds. `target` is any number that is the same for the same

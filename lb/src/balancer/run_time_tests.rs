@@ -232,6 +232,21 @@ fn a_returning_nic_is_in_slow_start_and_one_of_the_start_is_not() {
 }
 
 #[test]
+fn a_nic_without_a_carrier_at_the_start_is_in_slow_start_when_it_has_one() {
+    let balancer = balancer(2, 20_000);
+    balancer.alive().set(1, false);
+    balancer.set_policy(Algorithm::LeastConn);
+    balancer.set_alive(0, true, 0);
+    balancer.first_look_over();
+    assert!(!balancer.is_warming(0, 0));
+    steer_all(&balancer, 1, 3000);
+    assert!(balancer.set_alive(1, true, 3_600_000));
+    assert!(balancer.is_warming(1, 3_600_000) && !balancer.is_warming(0, 3_600_000));
+    let counts = place(&balancer, 3_600_001, 5000..5400);
+    assert!(counts[0] > 0, "not all go to the newcomer: {counts:?}");
+}
+
+#[test]
 fn explain_shows_what_decides() {
     let balancer = balancer(3, 1000);
     balancer.set_policy(Algorithm::LeastConn);
