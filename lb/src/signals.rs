@@ -213,8 +213,10 @@ impl Signals {
     }
 
     /// Forgets a NIC that was removed, so that the next one with its index starts clean.
-    pub(crate) fn forget(&self, nic: NicIndex) {
-        let of = self.of(nic);
+    pub(crate) fn forget(&self, meter: &mut Meter, nic: NicIndex) {
+        let (of, at) = (self.of(nic), usize::from(nic) % MAX_NICS);
+        (meter.penalty[at], meter.utilisation[at]) = (0.0, 0.0);
+        meter.refused[at] = of.refused.load(Relaxed);
         for peak in [&of.inflation, &of.rtt_us] {
             peak.value.set(0.0);
         }

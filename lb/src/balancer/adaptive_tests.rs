@@ -228,6 +228,25 @@ fn refusals_make_a_nic_dear() {
     assert!(figures(&balancer, 0).cost < 1.1, "it takes frames again");
 }
 
+#[test]
+fn a_nic_does_not_pay_for_the_one_that_had_its_index() {
+    let balancer = adaptive(3, 1000);
+    balancer.record_refused(0, 1000);
+    balancer.tick(100);
+    assert!(figures(&balancer, 0).cost > 10.0);
+    balancer.remove_nic(0).unwrap();
+    // What its sockets refused on their way out.
+    balancer.record_refused(0, 1000);
+    let info = NicInfo {
+        id: "nic0".to_owned(),
+        weight: None,
+    };
+    assert_eq!(balancer.add_nic(&info), Ok(0));
+    balancer.set_alive(0, true, 200);
+    balancer.tick(200);
+    assert!(figures(&balancer, 0).cost < 1.1, "{:?}", figures(&balancer, 0));
+}
+
 /// Deterministic noise.
 struct Noise(u64);
 

@@ -126,7 +126,7 @@ impl Balancer {
         let mut control = self.control();
         let nic = control.planner.add(info)?;
         self.seen.fetch_or(1 << nic, Relaxed);
-        self.signals.forget(nic);
+        self.signals.forget(&mut control.meter, nic);
         self.publish(&mut control);
         Ok(nic)
     }
