@@ -39,9 +39,19 @@ pub(super) struct Points {
 impl Points {
     /// The carrier was lost so many times.
     pub(super) fn lose(&mut self, config: &FlapDamping, now: Millis, times: u32) {
+        let suppressed = self.is_suppressed(config, now);
         self.points = (self.at(config, now) + f64::from(times)).min(config.max);
         self.at = now;
-        self.suppressed = self.is_suppressed(config, now) || self.points >= config.suppress;
+        self.suppressed = suppressed || self.points >= config.suppress;
+    }
+
+    /// Writes down now and then what the points have faded to: the clock wraps, and from half its range on they would seem not to have
+    /// faded at all.
+    pub(super) fn fade(&mut self, config: &FlapDamping, now: Millis) {
+        if crate::table::elapsed_ms(now, self.at) >= config.half_life_ms.max(1) {
+            self.suppressed = self.is_suppressed(config, now);
+            (self.points, self.at) = (self.at(config, now), now);
+        }
     }
 
     fn at(&self, config: &FlapDamping, now: Millis) -> f64 {

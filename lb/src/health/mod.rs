@@ -217,6 +217,9 @@ impl Health {
     /// Brings the NICs to what their fitness says.
     fn settle(&mut self, now: Millis, events: &mut Vec<Event>) {
         let (config, heed) = (self.config, self.heeds_probes());
+        for nic in self.nics.iter_mut().flatten() {
+            nic.forget_past(&config, now);
+        }
         let fitness = |nic: &NicHealth| nic.fitness(&config, heed, now);
         let best = self.nics.iter().flatten().map(fitness).min();
         let suspects_must_go = best.is_some_and(|best| !best.is_suspect());

@@ -42,6 +42,11 @@ impl Fitness {
 /// Kicks within this time are counted together.
 const KICK_WINDOW_MS: Millis = 1_000;
 
+/// Whether failed kicks that are counted since then belong to those of now.
+fn is_recent((_, since): (u32, Millis), now: Millis) -> bool {
+    elapsed_ms(now, since) < KICK_WINDOW_MS
+}
+
 #[derive(Debug, Default)]
 pub(super) struct NicHealth {
     pub alive: bool,
@@ -52,13 +57,13 @@ pub(super) struct NicHealth {
     link_down: bool,
     carrier: Option<bool>,
     down_count: Option<u32>,
-    /// When the carrier came, or a fault was over; `None`: it was there at the first look.
+    /// When the carrier came, or a fault was over; `None`: it was there at the first look, or that is longer ago than the updelay.
     up_since: Option<Millis>,
     flap: Points,
-    /// The last stall or failed kick.
+    /// The last stall or failed kick, while it is held against the NIC.
     fault: Option<(Cause, Millis)>,
-    kicks: u32,
-    kicks_since: Millis,
+    /// Failed kicks of the last second, and since when they are counted.
+    kicks: Option<(u32, Millis)>,
     probing: bool,
     answered: bool,
     /// In a row.
@@ -88,12 +93,14 @@ impl NicHealth {
                 }
             }
             Input::KickFailed { errno } => {
-                if elapsed_ms(now, self.kicks_since) >= KICK_WINDOW_MS {
-                    (self.kicks, self.kicks_since) = (0, now);
-                }
-                self.kicks = self.kicks.saturating_add(1);
+                let (before, since) = self
+                    .kicks
+                    .filter(|&kicks| is_recent(kicks, now))
+                    .unwrap_or((0, now));
+                let kicks = before.saturating_add(1);
+                self.kicks = Some((kicks, since));
                 // ENXIO, ENODEV, ENETDOWN: there is nothing to wait for.
-                if matches!(errno, 6 | 19 | 100) || self.kicks >= config.kick_errors {
+                if matches!(errno, 6 | 19 | 100) || kicks >= config.kick_errors {
                     self.fault = Some((Cause::KickFailed { errno }, now));
                 }
             }
@@ -131,7 +138,22 @@ impl NicHealth {
 
     /// What was known of a NIC that is gone says nothing of the one that comes back.
     fn restart(&mut self) {
-        (self.answered, self.lost_probes, self.fault, self.kicks) = (false, 0, None, 0);
+        (self.answered, self.lost_probes, self.fault, self.kicks) = (false, 0, None, None);
+    }
+
+    /// Forgets what is over. The clock wraps: what is kept for half its range seems to have happened just now.
+    pub(super) fn forget_past(&mut self, config: &HealthConfig, now: Millis) {
+        self.fault = self.fault_in_force(config, now);
+        self.kicks = self.kicks.filter(|&kicks| is_recent(kicks, now));
+        if self.updelay_left(config, now) == 0 {
+            self.up_since = None;
+        }
+        self.flap.fade(&config.flap, now);
+    }
+
+    fn fault_in_force(&self, config: &HealthConfig, now: Millis) -> Option<(Cause, Millis)> {
+        self.fault
+            .filter(|&(_, at)| elapsed_ms(now, at) < config.fault_hold_ms)
     }
 
     pub(super) fn has_carrier(&self) -> bool {
@@ -146,9 +168,7 @@ impl NicHealth {
     /// `heed`: probes count.
     pub(super) fn fitness(&self, config: &HealthConfig, heed: bool, now: Millis) -> Fitness {
         let unanswered = heed && !self.answers(config);
-        let fault = self
-            .fault
-            .filter(|&(_, at)| elapsed_ms(now, at) < config.fault_hold_ms);
+        let fault = self.fault_in_force(config, now);
         match self.carrier {
             _ if self.link_down => Fitness::Down(Cause::LinkDown),
             None => Fitness::Down(Cause::Unknown),

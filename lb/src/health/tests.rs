@@ -303,6 +303,75 @@ fn stalls_and_failed_kicks_are_held_against_a_nic_for_a_while() {
     );
 }
 
+/// Lets time pass as the thread that watches the links does, and then half the clock's range at once.
+fn half_the_clock_later(lab: &mut Lab, now: Millis) -> Millis {
+    for elapsed in (0..60_000).step_by(20) {
+        lab.tick(now + elapsed);
+    }
+    now + (1 << 31) + 1
+}
+
+#[test]
+fn what_is_over_does_not_come_back_when_half_the_clock_has_passed() {
+    let mut lab = Lab::new(2, patient());
+    let down = Input::KickFailed { errno: 100 };
+    assert_eq!(lab.input(0, 10, down).len(), 1, "a fault");
+    let now = half_the_clock_later(&mut lab, 10);
+    assert_eq!(lab.health.alive(), 0b11);
+    assert_eq!(lab.tick(now), []);
+    assert_eq!(lab.health.report(0, now).unwrap().fitness, Fitness::Fit);
+
+    let mut lab = Lab::new(2, patient());
+    lab.input(0, 10, carrier(false, 1));
+    lab.input(0, 20, carrier(true, 1));
+    let now = half_the_clock_later(&mut lab, 20);
+    let fitness = lab.health.report(0, now).unwrap().fitness;
+    assert_eq!(fitness, Fitness::Fit, "no updelay");
+
+    let mut lab = Lab::new(2, patient());
+    for count in 1..4 {
+        lab.input(0, count * 10, carrier(false, count));
+        lab.input(0, count * 10 + 5, carrier(true, count));
+    }
+    let now = half_the_clock_later(&mut lab, 35);
+    assert_eq!(lab.tick(now), []);
+    lab.input(0, now, carrier(false, 4));
+    lab.input(0, now, carrier(true, 4));
+    let told = lab.tick(now + 100);
+    assert_eq!(told, [(0, true, Cause::Fit)], "one loss is no flapping");
+
+    let mut lab = Lab::new(2, patient());
+    for _ in 0..15 {
+        lab.input(0, 10, Input::KickFailed { errno: 105 });
+    }
+    let now = half_the_clock_later(&mut lab, 10);
+    assert_eq!(lab.input(0, now, Input::KickFailed { errno: 105 }), []);
+}
+
+#[test]
+fn kicks_that_fail_now_and_then_are_never_counted_together() {
+    let mut lab = Lab::new(2, patient());
+    // The clock has never been near 0.
+    for round in 0..40 {
+        let now = (1 << 31) + 1_000 + round * 60_000;
+        assert_eq!(lab.input(0, now, Input::KickFailed { errno: 105 }), []);
+    }
+}
+
+#[test]
+fn a_nic_that_has_been_quiet_may_lose_its_carrier_once_again() {
+    let mut lab = Lab::new(2, patient());
+    for count in 1..4 {
+        lab.input(0, count * 10, carrier(false, count));
+        lab.input(0, count * 10 + 5, carrier(true, count));
+    }
+    assert_eq!(lab.tick(200), [], "left out");
+    assert_eq!(lab.tick(20_000), [(0, true, Cause::Fit)]);
+    lab.input(0, 30_000, carrier(false, 4));
+    lab.input(0, 30_000, carrier(true, 4));
+    assert_eq!(lab.tick(30_100), [(0, true, Cause::Fit)]);
+}
+
 #[test]
 fn a_link_that_is_down_has_no_carrier_to_speak_of() {
     let mut lab = Lab::new(2, patient());
