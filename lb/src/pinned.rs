@@ -68,6 +68,8 @@ pub struct Pin {
     pub since: Millis,
     /// The NIC that its frames left by before, if that was another one.
     pub from: Option<NicIndex>,
+    /// Whether [`GRACE_MS`] may not be over yet. `since` alone does not tell: its clock wraps.
+    pub is_fresh: bool,
 }
 
 impl Pin {
@@ -150,6 +152,14 @@ impl Stations {
 
     /// In the place of [`Balancer::tick`], for stations are what `adaptive` is to even out.
     pub fn tick(&self, now: Millis) {
+        let is_over = |pin: &Pin| pin.is_fresh && pin.age_ms(now) >= GRACE_MS;
+        if self.pins.load().iter().any(is_over) {
+            self.change(|pins, _| {
+                for pin in pins.iter_mut().filter(|pin| is_over(pin)) {
+                    pin.is_fresh = false;
+                }
+            });
+        }
         self.balancer.tick_for(now, &self.per_nic());
     }
 
@@ -191,6 +201,7 @@ impl Stations {
                 nic,
                 since: now,
                 from,
+                is_fresh: from.is_some(),
             };
             pins.insert(at, pin);
             Some(nic)
@@ -232,7 +243,7 @@ impl Stations {
                     continue;
                 };
                 let (station, from) = (pin.station, pin.nic);
-                (pin.nic, pin.since, pin.from) = (to, now, Some(from));
+                (pin.nic, pin.since, pin.from, pin.is_fresh) = (to, now, Some(from), true);
                 moves.push(Move { station, from, to });
             }
             moves
@@ -289,7 +300,7 @@ impl View {
             self.designated() == Some(nic)
         } else {
             // What is still in the ring of a NIC that died was sent to it alone.
-            let late = |pin: &Pin| pin.from == Some(nic) && pin.age_ms(now) < GRACE_MS;
+            let late = |pin: &Pin| pin.is_fresh && pin.from == Some(nic) && pin.age_ms(now) < GRACE_MS;
             self.pin(dst).is_some_and(|pin| pin.nic == nic || late(pin)) || self.steer(dst) == Some(nic)
         };
         if is_mine { Accept::Yes } else { Accept::OtherNic }

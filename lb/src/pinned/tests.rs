@@ -199,6 +199,7 @@ fn there_is_an_end_to_stations() {
         nic: 0,
         since: 0,
         from: None,
+        is_fresh: false,
     });
     stations.pins.store(Arc::new(pins.collect()));
     let beyond = of(MAX_STATIONS as u64);
@@ -219,6 +220,14 @@ fn what_was_sent_by_the_slot_is_answered_there_for_a_while() {
     assert_eq!(accept(50 + GRACE_MS - 1), Accept::Yes);
     assert_eq!(accept(50 + GRACE_MS), Accept::OtherNic);
     assert_eq!(stations.per_nic()[..2], [1, 1]);
+    // Nor when the clock has come half round, and the move seems to have happened just now.
+    (50..2_000).step_by(100).for_each(|now| stations.tick(now));
+    assert_eq!(accept(50 + (1 << 31) + 1), Accept::OtherNic);
+    assert_eq!(
+        stations.list()[usize::from(second > first)].from,
+        Some(0),
+        "for people"
+    );
 }
 
 #[test]
