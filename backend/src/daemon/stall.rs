@@ -1,5 +1,6 @@
 //! NICs that say that their link is up and send nothing.
 
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use vnic_dataplane::fabric::Nic;
@@ -30,20 +31,25 @@ pub(super) struct StallWatch {
 
 #[derive(Debug, Default)]
 struct Seen {
+    /// Whose figures these are: sockets that were opened again, or another NIC with the same index, count from 0.
+    nic: Weak<Nic>,
     queues: Vec<Queue>,
-    /// Hard kick errors of all queues together.
-    errors: u64,
     /// A stall was told and is not over.
     told: bool,
     /// Pause frames received by the last look at which nothing moved.
     pauses: Option<u64>,
 }
 
-/// Since when a queue has had frames in flight with none of them coming back.
+/// What a queue was when it was last looked at.
 #[derive(Debug, Default, Clone, Copy)]
 struct Queue {
     completed: u64,
+    /// Since when it has had frames in flight with none of them coming back.
     since: Option<Instant>,
+    /// For how long it had then.
+    waited: Duration,
+    /// Hard kick errors.
+    errors: u64,
 }
 
 impl Default for StallWatch {
@@ -61,42 +67,50 @@ impl StallWatch {
     fn look(
         &mut self,
         index: NicIndex,
-        nic: &Nic,
+        nic: &Arc<Nic>,
         now: Instant,
         pauses: impl FnOnce() -> Option<u64>,
     ) -> Vec<Input> {
         let seen = &mut self.nics[usize::from(index) % MAX_NICS];
+        if !Weak::ptr_eq(&seen.nic, &Arc::downgrade(nic)) {
+            *seen = Seen {
+                nic: Arc::downgrade(nic),
+                ..Seen::default()
+            };
+        }
         let count = nic.queues.len().min(QUEUES);
         seen.queues.resize(count, Queue::default());
         let (mut waited, mut errors, mut errno) = (Duration::ZERO, 0, 0);
         for (queue, before) in nic.queues.iter().zip(&mut seen.queues) {
-            // Who holds it is working on it.
+            // Who holds it is working on it, and what was last seen of it stands: it says neither that a stall is over nor that it
+            // lasts.
             let Some(sender) = queue.tx.try_lock() else {
+                waited = waited.max(before.waited);
                 continue;
             };
             let (counters, in_flight) = (sender.tx().counters(), sender.tx().in_flight());
             drop(sender);
-            if in_flight == 0 || counters.completed != before.completed {
-                *before = Queue {
-                    completed: counters.completed,
-                    since: (in_flight > 0).then_some(now),
-                };
-            }
-            let since = *before.since.get_or_insert(now);
-            if in_flight > 0 {
-                waited = waited.max(now.duration_since(since));
-            }
-            errors += counters.hard_errors;
-            if counters.hard_errors > 0 {
+            let is_stuck = in_flight > 0 && counters.completed == before.completed;
+            let since = before.since.filter(|_| is_stuck).unwrap_or(now);
+            if counters.hard_errors > before.errors {
+                errors += counters.hard_errors - before.errors;
                 errno = counters.hard_errno;
             }
+            *before = Queue {
+                completed: counters.completed,
+                since: (in_flight > 0).then_some(since),
+                waited: now.duration_since(since),
+                errors: counters.hard_errors,
+            };
+            waited = waited.max(before.waited);
         }
         let mut inputs = Vec::new();
-        // Sockets that were opened again count from 0.
-        if errors > seen.errors {
-            inputs.push(Input::KickFailed { errno });
+        if errors > 0 {
+            inputs.push(Input::KickFailed {
+                errno,
+                count: u32::try_from(errors).unwrap_or(u32::MAX),
+            });
         }
-        seen.errors = errors;
         let stalls = waited >= 2 * LOOK_EVERY;
         let pauses = if stalls { pauses() } else { None };
         let before = std::mem::replace(&mut seen.pauses, pauses);
@@ -144,18 +158,19 @@ impl Daemon {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::Mutex;
+    use std::vec::Drain;
 
     use vnic_dataplane::fabric::{NicQueue, NicState};
-    use vnic_dataplane::memory::frames::{ChunkCache, FrameMemory};
-    use vnic_dataplane::nic::NicTx as _;
+    use vnic_dataplane::memory::frames::{ChunkCache, Frame, FrameMemory};
     use vnic_dataplane::nic::memory::{MemoryPeer, pair};
+    use vnic_dataplane::nic::{NicTx, NicTxCounters};
     use vnic_lb::mac::Mac;
 
     use super::*;
 
     /// A NIC with a frame on its ring that the peer does not take.
-    fn stuck() -> (Nic, MemoryPeer) {
+    fn stuck() -> (Arc<Nic>, MemoryPeer) {
         let memory = FrameMemory::new(64).unwrap();
         let mut chunks = ChunkCache::new(Arc::clone(&memory));
         let (rx, mut tx, peer) = pair(0, &memory, 4);
@@ -166,7 +181,113 @@ mod tests {
             queues: Box::new([NicQueue::new(Box::new(rx), Box::new(tx))]),
             ..Nic::absent(state, Mac::default())
         };
-        (nic, peer)
+        (Arc::new(nic), peer)
+    }
+
+    /// The sending half of a queue, with these frames in flight and these counters.
+    #[derive(Clone, Default)]
+    struct Told(Arc<Mutex<(usize, NicTxCounters)>>);
+
+    impl NicTx for Told {
+        fn send(&mut self, _frames: &mut Drain<'_, Frame>) {}
+
+        fn flush(&mut self) {}
+
+        fn reap(&mut self, _chunks: &mut ChunkCache) -> usize {
+            0
+        }
+
+        fn in_flight(&self) -> usize {
+            self.0.lock().unwrap().0
+        }
+
+        fn copy_in_flight(&mut self, _chunks: &mut ChunkCache, _out: &mut Vec<Frame>) {}
+
+        fn counters(&self) -> NicTxCounters {
+            self.0.lock().unwrap().1
+        }
+    }
+
+    /// A NIC with two queues, and what they tell.
+    fn told_of() -> (Arc<Nic>, [Told; 2]) {
+        let memory = FrameMemory::new(64).unwrap();
+        let told = [Told::default(), Told::default()];
+        let queue = |told: &Told| {
+            let (rx, ..) = pair(0, &memory, 4);
+            NicQueue::new(Box::new(rx), Box::new(told.clone()))
+        };
+        let state = Arc::new(NicState::new(0, "up0".to_owned(), 1, 1500));
+        let nic = Nic {
+            queues: told.iter().map(queue).collect(),
+            ..Nic::absent(state, Mac::default())
+        };
+        (Arc::new(nic), told)
+    }
+
+    fn fail(told: &Told, times: u64, errno: i32) {
+        let counters = &mut told.0.lock().unwrap().1;
+        counters.hard_errors += times;
+        counters.hard_errno = errno;
+    }
+
+    const fn waiting(for_ms: u32) -> Input {
+        let paused = false;
+        Input::TxWaiting { for_ms, paused }
+    }
+
+    #[test]
+    fn failed_kicks_are_told_once_and_counted() {
+        let ((nic, told), mut watch) = (told_of(), StallWatch::default());
+        let mut look = |nic| watch.look(0, nic, Instant::now(), || None);
+        assert_eq!(look(&nic), []);
+        fail(&told[0], 5, 100);
+        assert_eq!(look(&nic), [Input::KickFailed { errno: 100, count: 5 }]);
+        let held = nic.queues[0].tx.try_lock().expect("nobody uses it");
+        assert_eq!(look(&nic), []);
+        fail(&told[1], 20, 105);
+        let of_the_other = Input::KickFailed {
+            errno: 105,
+            count: 20,
+        };
+        assert_eq!(look(&nic), [of_the_other]);
+        drop(held);
+        assert_eq!(look(&nic), [], "nothing new");
+        fail(&told[0], 1, 6);
+        assert_eq!(look(&nic), [Input::KickFailed { errno: 6, count: 1 }]);
+        // Opened again, with as many.
+        let (again, told) = told_of();
+        fail(&told[0], 6, 100);
+        assert_eq!(look(&again), [Input::KickFailed { errno: 100, count: 6 }]);
+    }
+
+    #[test]
+    fn a_stall_is_not_over_because_somebody_holds_the_queue() {
+        let ((nic, told), mut watch) = (told_of(), StallWatch::default());
+        let begin = Instant::now();
+        let mut look = |number: u32| watch.look(0, &nic, begin + number * LOOK_EVERY, || None);
+        told[0].0.lock().unwrap().0 = 1;
+        assert_eq!((look(0), look(1)), (vec![], vec![]));
+        assert_eq!(look(2), [waiting(200)]);
+        let held = nic.queues[0].tx.try_lock().expect("nobody uses it");
+        assert_eq!(look(3), [waiting(200)]);
+        drop(held);
+        assert_eq!(look(4), [waiting(400)]);
+        told[0].0.lock().unwrap().1.completed += 1;
+        assert_eq!(look(5), [waiting(0)]);
+    }
+
+    #[test]
+    fn sockets_that_are_opened_again_have_not_stalled_yet() {
+        let mut watch = StallWatch::default();
+        let begin = Instant::now();
+        let mut look = |nic: &_, number: u32| watch.look(0, nic, begin + number * LOOK_EVERY, || None);
+        let (before, _peer) = stuck();
+        for number in 0..3 {
+            look(&before, number);
+        }
+        let (again, _peer) = stuck();
+        assert_eq!((look(&again, 30), look(&again, 31)), (vec![], vec![]));
+        assert_eq!(look(&again, 32), [waiting(200)]);
     }
 
     /// What looks every 100 ms tell, with what is counted at each.

@@ -81,10 +81,12 @@ pub enum Input {
         /// The NIC has received pause frames meanwhile.
         paused: bool,
     },
-    /// A kick of its transmit ring failed.
+    /// Kicks of its transmit rings failed since the last look.
     KickFailed {
-        /// The kernel's error number.
+        /// The kernel's last error number.
         errno: i32,
+        /// How many.
+        count: u32,
     },
     /// Probes are sent from now on, or no more: what was known from them is forgotten. A NIC that is probed comes back only
     /// after an answer.

@@ -92,12 +92,12 @@ impl NicHealth {
                     self.up_since = Some(now);
                 }
             }
-            Input::KickFailed { errno } => {
+            Input::KickFailed { errno, count } => {
                 let (before, since) = self
                     .kicks
                     .filter(|&kicks| is_recent(kicks, now))
                     .unwrap_or((0, now));
-                let kicks = before.saturating_add(1);
+                let kicks = before.saturating_add(count);
                 self.kicks = Some((kicks, since));
                 // ENXIO, ENODEV, ENETDOWN: there is nothing to wait for.
                 if matches!(errno, 6 | 19 | 100) || kicks >= config.kick_errors {

@@ -12,6 +12,10 @@ fn carrier(up: bool, count: u32) -> Input {
     }
 }
 
+fn failed_kicks(count: u32, errno: i32) -> Input {
+    Input::KickFailed { errno, count }
+}
+
 /// A set of NICs with a carrier from the start.
 struct Lab {
     health: Health,
@@ -290,15 +294,15 @@ fn stalls_and_failed_kicks_are_held_against_a_nic_for_a_while() {
     assert_eq!(lab.tick(1_019), []);
     assert_eq!(lab.tick(1_020), [(0, true, Cause::Fit)]);
     for _ in 0..15 {
-        assert_eq!(lab.input(1, 1_100, Input::KickFailed { errno: 105 }), []);
+        assert_eq!(lab.input(1, 1_100, failed_kicks(1, 105)), []);
     }
     assert_eq!(
-        lab.input(1, 2_100, Input::KickFailed { errno: 105 }),
+        lab.input(1, 2_100, failed_kicks(1, 105)),
         [],
         "that was another second"
     );
     assert_eq!(
-        lab.input(1, 2_200, Input::KickFailed { errno: 100 }),
+        lab.input(1, 2_200, failed_kicks(1, 100)),
         [(1, false, Cause::KickFailed { errno: 100 })]
     );
 }
@@ -314,7 +318,7 @@ fn half_the_clock_later(lab: &mut Lab, now: Millis) -> Millis {
 #[test]
 fn what_is_over_does_not_come_back_when_half_the_clock_has_passed() {
     let mut lab = Lab::new(2, patient());
-    let down = Input::KickFailed { errno: 100 };
+    let down = failed_kicks(1, 100);
     assert_eq!(lab.input(0, 10, down).len(), 1, "a fault");
     let now = half_the_clock_later(&mut lab, 10);
     assert_eq!(lab.health.alive(), 0b11);
@@ -342,10 +346,10 @@ fn what_is_over_does_not_come_back_when_half_the_clock_has_passed() {
 
     let mut lab = Lab::new(2, patient());
     for _ in 0..15 {
-        lab.input(0, 10, Input::KickFailed { errno: 105 });
+        lab.input(0, 10, failed_kicks(1, 105));
     }
     let now = half_the_clock_later(&mut lab, 10);
-    assert_eq!(lab.input(0, now, Input::KickFailed { errno: 105 }), []);
+    assert_eq!(lab.input(0, now, failed_kicks(1, 105)), []);
 }
 
 #[test]
@@ -354,7 +358,7 @@ fn kicks_that_fail_now_and_then_are_never_counted_together() {
     // The clock has never been near 0.
     for round in 0..40 {
         let now = (1 << 31) + 1_000 + round * 60_000;
-        assert_eq!(lab.input(0, now, Input::KickFailed { errno: 105 }), []);
+        assert_eq!(lab.input(0, now, failed_kicks(1, 105)), []);
     }
 }
 
@@ -370,6 +374,20 @@ fn a_nic_that_has_been_quiet_may_lose_its_carrier_once_again() {
     lab.input(0, 30_000, carrier(false, 4));
     lab.input(0, 30_000, carrier(true, 4));
     assert_eq!(lab.tick(30_100), [(0, true, Cause::Fit)]);
+}
+
+#[test]
+fn many_failed_kicks_within_a_second_are_held_against_a_nic_however_seldom_they_are_told() {
+    let mut lab = Lab::new(2, patient());
+    assert_eq!(lab.input(0, 100, failed_kicks(8, 105)), []);
+    assert_eq!(lab.input(0, 200, failed_kicks(7, 105)), []);
+    assert_eq!(
+        lab.input(0, 300, failed_kicks(1, 105)),
+        [(0, false, Cause::KickFailed { errno: 105 })]
+    );
+    assert_eq!(lab.input(1, 300, failed_kicks(15, 105)), []);
+    assert_eq!(lab.tick(1_300), [(0, true, Cause::Fit)]);
+    assert_eq!(lab.input(1, 1_300, failed_kicks(15, 105)), [], "another second");
 }
 
 #[test]
@@ -422,7 +440,7 @@ proptest::proptest! {
                 4 => Input::ProbeOk,
                 5 => Input::ProbeLost,
                 6 => Input::TxWaiting { for_ms: elapsed, paused: false },
-                _ => Input::KickFailed { errno: 100 },
+                _ => failed_kicks(1, 100),
             };
             lab.input(nic, now, input);
             let usable = (0..3).filter(|&at| up[at] && link[at]).fold(0u32, |set, at| set | 1 << at);
