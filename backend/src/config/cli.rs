@@ -96,9 +96,9 @@ pub(super) struct Cli {
     #[arg(long, value_name = "MS", allow_hyphen_values = true, help_heading = "NICs")]
     pub updelay: Option<i64>,
 
-    /// Whether a NIC whose carrier comes and goes is left out until it is quiet, for 20 s at most: on or off [default: on]
+    /// Whether a NIC that fails again and again is left out until it is quiet, for 20 s at most: on or off [default: on]
     ///
-    /// The third loss within some seconds leaves it out. Example: --flap-damping off
+    /// The third failure within some seconds leaves it out: a carrier lost, probes lost, frames that it does not send. Example: --flap-damping off
     #[arg(long, value_name = "ON|OFF", help_heading = "NICs")]
     pub flap_damping: Option<String>,
 

@@ -84,7 +84,7 @@ pub struct Config {
     pub frames: Option<u32>,
     /// How long a carrier must last before its NIC is alive again, in milliseconds.
     pub updelay_ms: u32,
-    /// Leave a NIC out for a while whose carrier comes and goes.
+    /// Leave a NIC out for a while that fails again and again.
     pub flap_damping: bool,
     /// Drive even the NIC that carries the host's default route.
     pub allow_default_route_nic: bool,

@@ -21,7 +21,7 @@ pub enum Cause {
     CarrierBlinked,
     /// The carrier has not lasted long enough.
     Updelay,
-    /// The carrier comes and goes.
+    /// The NIC has failed too often lately.
     Flapping,
     /// No probe has been answered yet.
     NotProbed,
@@ -52,7 +52,7 @@ impl fmt::Display for Cause {
             Cause::CarrierLost => out.write_str("the carrier is lost"),
             Cause::CarrierBlinked => out.write_str("the carrier was lost for a moment"),
             Cause::Updelay => out.write_str("the carrier has not lasted long enough"),
-            Cause::Flapping => out.write_str("the carrier comes and goes"),
+            Cause::Flapping => out.write_str("it has failed too often lately"),
             Cause::NotProbed => out.write_str("no probe has been answered yet"),
             Cause::ProbesLost { count } => write!(out, "{count} probes in a row were not answered"),
             Cause::TxStalled { for_ms } => write!(out, "no frame was sent for {for_ms} ms"),

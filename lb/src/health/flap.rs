@@ -2,7 +2,7 @@
 
 use crate::Millis;
 
-/// Each loss of a carrier costs a point, and points fade. The worst case is bounded: from `max` points to
+/// Each loss of a carrier, stall, run of failed kicks or of lost probes costs a point, and points fade. The worst case is bounded: from `max` points to
 /// `reuse` it takes log2(max / reuse) half-lives.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FlapDamping {
@@ -17,7 +17,7 @@ pub struct FlapDamping {
 }
 
 impl Default for FlapDamping {
-    /// The third loss within some seconds leaves a NIC out; at most 20 s after the last one it may come back.
+    /// The third failure within some seconds leaves a NIC out; at most 20 s after the last one it may come back.
     fn default() -> FlapDamping {
         FlapDamping {
             half_life_ms: 5_000,
@@ -37,7 +37,7 @@ pub(super) struct Points {
 }
 
 impl Points {
-    /// The carrier was lost so many times.
+    /// The NIC has failed so many times.
     pub(super) fn lose(&mut self, config: &FlapDamping, now: Millis, times: u32) {
         let suppressed = self.is_suppressed(config, now);
         self.points = (self.at(config, now) + f64::from(times)).min(config.max);

@@ -4,7 +4,8 @@
 //! for [`HealthConfig::updelay_ms`], has not flapped too often, and (with probes) answers them. Without a carrier it is
 //! dead whatever else is said. Other faults (probes lost, frames stuck, kicks that fail) kill it only if there is a better
 //! NIC: sending by a suspect is better than by none. While no probe of any NIC is answered, it is the target that is gone, and
-//! probes count for nothing. When no NIC is alive, the best that has a carrier is taken at once.
+//! probes count for nothing. A NIC that fails again and again, in whatever way, is left out until it is quiet. When no NIC is alive,
+//! the best that has a carrier is taken at once.
 //!
 //! How to use it: make one [`Health`], [`Health::add`] each NIC, pass everything that is seen to [`Health::input`] as it is
 //! seen, and call [`Health::tick`] at [`Health::next_deadline`] or every few milliseconds. Both append an [`Event`] for
@@ -221,6 +222,9 @@ impl Health {
         let (config, heed) = (self.config, self.heeds_probes());
         for nic in self.nics.iter_mut().flatten() {
             nic.forget_past(&config, now);
+            if !heed {
+                nic.acquit();
+            }
         }
         let fitness = |nic: &NicHealth| nic.fitness(&config, heed, now);
         let best = self.nics.iter().flatten().map(fitness).min();

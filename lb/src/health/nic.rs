@@ -13,7 +13,7 @@ pub enum Fitness {
     Fit,
     /// Its carrier has yet to last long enough.
     Updelay,
-    /// Its carrier has come and gone too often lately.
+    /// It has failed too often lately.
     Flapping,
     /// It has yet to answer a probe.
     NotProbed,
@@ -68,6 +68,8 @@ pub(super) struct NicHealth {
     answered: bool,
     /// In a row.
     lost_probes: u32,
+    /// So many were lost while others were answered: a point, if they are answered again.
+    blamed: bool,
 }
 
 impl NicHealth {
@@ -86,7 +88,7 @@ impl NicHealth {
             Input::TxWaiting { for_ms, paused } => {
                 let limit = config.stall_ms.saturating_mul(if paused { 10 } else { 1 });
                 if for_ms >= limit.max(1) {
-                    self.fault = Some((Cause::TxStalled { for_ms }, now));
+                    self.blame(config, now, Cause::TxStalled { for_ms });
                 } else if for_ms == 0 && matches!(self.fault, Some((Cause::TxStalled { .. }, _))) {
                     self.fault = None;
                     self.up_since = Some(now);
@@ -101,19 +103,41 @@ impl NicHealth {
                 self.kicks = Some((kicks, since));
                 // ENXIO, ENODEV, ENETDOWN: there is nothing to wait for.
                 if matches!(errno, 6 | 19 | 100) || kicks >= config.kick_errors {
-                    self.fault = Some((Cause::KickFailed { errno }, now));
+                    self.blame(config, now, Cause::KickFailed { errno });
                 }
             }
-            Input::Probing { on } => (self.probing, self.answered, self.lost_probes) = (on, false, 0),
+            Input::Probing { on } => {
+                (self.probing, self.answered, self.lost_probes, self.blamed) = (on, false, 0, false);
+            }
             Input::ProbeOk => {
                 if self.lost_probes >= config.probe_losses.max(1) {
                     // What lies behind it may not forward yet, as with a carrier that came back.
                     self.up_since = Some(now);
                 }
+                if std::mem::take(&mut self.blamed) {
+                    self.flap.lose(&config.flap, now, 1);
+                }
                 (self.answered, self.lost_probes) = (true, 0);
             }
-            Input::ProbeLost => self.lost_probes = self.lost_probes.saturating_add(1),
+            Input::ProbeLost => {
+                self.lost_probes = self.lost_probes.saturating_add(1);
+                self.blamed |= self.lost_probes == config.probe_losses.max(1);
+            }
         }
+    }
+
+    /// Holds a fault against the NIC. A new one costs a point, but not one of a dead NIC: what it died of has cost one, and what its
+    /// rings held then cannot leave.
+    fn blame(&mut self, config: &HealthConfig, now: Millis, cause: Cause) {
+        if self.alive && self.fault_in_force(config, now).is_none() {
+            self.flap.lose(&config.flap, now, 1);
+        }
+        self.fault = Some((cause, now));
+    }
+
+    /// No NIC's probes are answered, so it is the target that is gone.
+    pub(super) fn acquit(&mut self) {
+        self.blamed = false;
     }
 
     fn carrier(&mut self, config: &HealthConfig, now: Millis, up: bool, down_count: Option<u32>) {
@@ -138,7 +162,8 @@ impl NicHealth {
 
     /// What was known of a NIC that is gone says nothing of the one that comes back.
     fn restart(&mut self) {
-        (self.answered, self.lost_probes, self.fault, self.kicks) = (false, 0, None, None);
+        (self.answered, self.lost_probes, self.blamed) = (false, 0, false);
+        (self.fault, self.kicks) = (None, None);
     }
 
     /// Forgets what is over. The clock wraps: what is kept for half its range seems to have happened just now.

@@ -390,6 +390,93 @@ fn many_failed_kicks_within_a_second_are_held_against_a_nic_however_seldom_they_
     assert_eq!(lab.input(1, 1_300, failed_kicks(15, 105)), [], "another second");
 }
 
+/// How often a NIC comes back within a minute that fails each time it is used.
+fn comebacks(fault: impl Fn(&mut Lab, Millis)) -> u32 {
+    let mut lab = Lab::new(2, patient());
+    let mut comebacks = 0;
+    for now in (1_000..61_000).step_by(20) {
+        if lab.health.alive() & 1 == 1 {
+            fault(&mut lab, now);
+            assert_eq!(lab.health.alive(), 0b10);
+        }
+        comebacks += u32::from(lab.tick(now).contains(&(0, true, Cause::Fit)));
+    }
+    comebacks
+}
+
+#[test]
+fn a_nic_that_fails_each_time_it_is_used_is_used_seldom() {
+    let kicks = comebacks(|lab, now| _ = lab.input(0, now, failed_kicks(1, 100)));
+    assert!((5..20).contains(&kicks), "{kicks}");
+    let stalled = Input::TxWaiting {
+        for_ms: 500,
+        paused: false,
+    };
+    let stalls = comebacks(|lab, now| _ = lab.input(0, now, stalled));
+    assert!((5..20).contains(&stalls), "{stalls}");
+}
+
+#[test]
+fn one_fault_that_lasts_is_one() {
+    let mut lab = Lab::new(2, patient());
+    for at in (0..3_000).step_by(100) {
+        lab.input(0, at, failed_kicks(1, 100));
+    }
+    assert_eq!(lab.tick(3_899), []);
+    assert_eq!(lab.tick(3_900), [(0, true, Cause::Fit)]);
+}
+
+#[test]
+fn kicks_that_fail_for_want_of_a_carrier_cost_nothing_more() {
+    let mut lab = Lab::new(2, patient());
+    for count in 1..3 {
+        let now = count * 100;
+        lab.input(0, now, carrier(false, count));
+        lab.input(0, now + 10, failed_kicks(20, 100));
+        lab.input(0, now + 20, carrier(true, count));
+        lab.input(0, now + 30, failed_kicks(1, 100));
+    }
+    assert_eq!(lab.tick(1_230), [(0, true, Cause::Fit)]);
+}
+
+#[test]
+fn a_nic_half_of_whose_probes_are_lost_is_left_out() {
+    let mut lab = probed(2);
+    lab.input(1, 1, Input::ProbeOk);
+    let mut comebacks = 0;
+    for cycle in 0..100 {
+        let now = 1_000 + cycle * 300;
+        comebacks += lab.input(0, now, Input::ProbeOk).len();
+        comebacks += lab.tick(now + 200).len();
+        for at in 201..204 {
+            lab.input(0, now + at, Input::ProbeLost);
+        }
+    }
+    assert!(comebacks < 4, "{comebacks}");
+    let end = 1_000 + 100 * 300;
+    lab.input(0, end, Input::ProbeOk);
+    assert_eq!(lab.health.report(0, end).unwrap().fitness, Fitness::Flapping);
+    assert_eq!(lab.tick(end + 20_100), [(0, true, Cause::Fit)]);
+}
+
+#[test]
+fn a_target_that_comes_and_goes_makes_no_nic_flap() {
+    let mut lab = probed(2);
+    for cycle in 0..20 {
+        let now = 1_000 + cycle * 1_000;
+        for nic in 0..2 {
+            lab.input(nic, now, Input::ProbeOk);
+        }
+        lab.tick(now + 200);
+        assert_eq!(lab.health.alive(), 0b11, "cycle {cycle}");
+        for at in 201..210 {
+            for nic in 0..2 {
+                lab.input(nic, now + at, Input::ProbeLost);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_link_that_is_down_has_no_carrier_to_speak_of() {
     let mut lab = Lab::new(2, patient());
