@@ -59,6 +59,8 @@ const _: () = assert!(NICS as usize == MAX_NICS);
 pub(super) enum Command {
     /// Watch a NIC from now on; one of that index is forgotten.
     Watch(NicIndex, Watched),
+    /// Watch a NIC whose interface has come back, and probe it like this: it waits like one whose carrier was lost.
+    WatchAgain(NicIndex, Watched, Option<ProbePlan>),
     /// A NIC is being removed.
     Forget(NicIndex),
     /// The interface left this network namespace.
@@ -301,6 +303,7 @@ impl Pulse {
         let now = self.watcher.now();
         match command {
             Command::Watch(index, watched) => self.watch(index, watched),
+            Command::WatchAgain(index, watched, plan) => self.watch_again(index, watched, plan),
             Command::Forget(index) => {
                 if let Some(place) = self.nics.get_mut(usize::from(index)) {
                     *place = None;
@@ -329,13 +332,31 @@ impl Pulse {
     }
 
     fn watch(&mut self, index: NicIndex, watched: Watched) {
-        if let Some(place) = self.nics.get_mut(usize::from(index)) {
-            *place = Some(watched);
-            self.probes.set(index, None, &self.nics);
+        if self.take(index, watched) {
             self.health.add(index);
             self.feed(index);
             self.apply();
         }
+    }
+
+    /// The probes begin before its carrier is told, so that it cannot be alive without an answer.
+    fn watch_again(&mut self, index: NicIndex, watched: Watched, plan: Option<ProbePlan>) {
+        if self.take(index, watched) {
+            self.probes.set(index, plan, &self.nics);
+            self.health.add_again(index, self.watcher.now(), plan.is_some());
+            self.feed(index);
+            self.apply();
+        }
+    }
+
+    /// Takes in what is needed to watch a NIC; `false`: there is no such index.
+    fn take(&mut self, index: NicIndex, watched: Watched) -> bool {
+        let Some(place) = self.nics.get_mut(usize::from(index)) else {
+            return false;
+        };
+        *place = Some(watched);
+        self.probes.set(index, None, &self.nics);
+        true
     }
 
     fn look(&mut self, whole: bool, woken: bool) {

@@ -28,6 +28,8 @@ pub(super) enum Phase {
     Joining {
         /// That generation; not known before it is published.
         generation: Option<u64>,
+        /// Its interface was gone before.
+        returned: bool,
     },
     /// Its interface is gone; its sockets go when the workers have had time to send what it had in flight by others.
     Vanished {
@@ -94,7 +96,10 @@ impl NicRuntime {
             interface,
             state,
             drive: Some(drive),
-            phase: Phase::Joining { generation: None },
+            phase: Phase::Joining {
+                generation: None,
+                returned: false,
+            },
             link: Arc::default(),
             probing: None,
             before: SocketCounters::default(),
@@ -167,7 +172,10 @@ impl NicRuntime {
         self.interface = interface;
         (self.master, self.failed, self.probing) = (None, None, None);
         self.drive = Some(drive);
-        self.phase = Phase::Joining { generation: None };
+        self.phase = Phase::Joining {
+            generation: None,
+            returned: true,
+        };
         self.note("returned".to_owned());
     }
 

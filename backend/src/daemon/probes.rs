@@ -53,6 +53,18 @@ impl Daemon {
         if self.nics.iter().all(idle) && drives.all(expects_nothing) {
             return;
         }
+        self.expect_answers();
+        for nic in &mut self.nics {
+            let plan = nic.probe_plan();
+            if matches!(nic.phase, Phase::Driven) && nic.probing != plan {
+                nic.probing = plan;
+                self.health.tell(Command::Probe(nic.index(), plan));
+            }
+        }
+    }
+
+    /// Has the NICs let in and count the answers to all that is asked.
+    pub(super) fn expect_answers(&mut self) {
         let asking = self.nics.iter().filter(|nic| nic.drive.is_some());
         let expected: Vec<Expected> = asking
             .filter_map(|nic| {
@@ -70,19 +82,19 @@ impl Daemon {
                 warn!(nic = nic.config.id, "cannot take answers to probes: {error:#}");
             }
         }
-        for nic in &mut self.nics {
-            let plan = nic.config.probe.map(|target| ProbePlan {
-                target,
-                asker: Asker {
-                    mac: nic.mac(),
-                    address: own_address(&nic.interface.name, target.address()),
-                },
-            });
-            if matches!(nic.phase, Phase::Driven) && nic.probing != plan {
-                nic.probing = plan;
-                self.health.tell(Command::Probe(nic.index(), plan));
-            }
-        }
+    }
+}
+
+impl NicRuntime {
+    /// Whom it is to probe, with the addresses that it has now.
+    pub(super) fn probe_plan(&self) -> Option<ProbePlan> {
+        let target = self.config.probe?;
+        let address = own_address(&self.interface.name, target.address());
+        let mac = self.mac();
+        Some(ProbePlan {
+            target,
+            asker: Asker { mac, address },
+        })
     }
 }
 

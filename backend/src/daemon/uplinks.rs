@@ -537,7 +537,7 @@ impl Daemon {
     /// The NICs' part of a publication.
     pub(super) fn nics_published(&mut self, published: u64) {
         for nic in &mut self.nics {
-            if let Phase::Joining { generation } = &mut nic.phase {
+            if let Phase::Joining { generation, .. } = &mut nic.phase {
                 generation.get_or_insert(published);
             }
         }
@@ -549,14 +549,29 @@ impl Daemon {
     /// All workers have picked up `settled`: watches NICs that they know, closes those that they do not use any more.
     pub(super) fn nics_settled(&mut self, settled: u64) {
         let mut failed = Vec::new();
+        // Whether it had returned, of one that is due.
+        let due = |nic: &NicRuntime| match nic.phase {
+            Phase::Joining {
+                generation: Some(at),
+                returned,
+            } if at <= settled => Some(returned),
+            _ => None,
+        };
+        if self.nics.iter().any(|nic| due(nic) == Some(true)) {
+            // Before anybody asks, or what is answered at first would count as lost.
+            self.expect_answers();
+        }
         for nic in &mut self.nics {
-            if !matches!(nic.phase, Phase::Joining { generation: Some(at) } if at <= settled) {
-                continue;
-            }
+            let Some(returned) = due(nic) else { continue };
             match nic.watched() {
                 Ok(watched) => {
                     nic.phase = Phase::Driven;
-                    self.health.tell(Command::Watch(nic.index(), watched));
+                    self.health.tell(if returned {
+                        nic.probing = nic.probe_plan();
+                        Command::WatchAgain(nic.index(), watched, nic.probing)
+                    } else {
+                        Command::Watch(nic.index(), watched)
+                    });
                 }
                 Err(error) => {
                     warn!(nic = nic.config.id, "{error:#}");

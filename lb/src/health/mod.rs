@@ -7,7 +7,7 @@
 //! probes count for nothing. A NIC that fails again and again, in whatever way, is left out until it is quiet. When no NIC is alive,
 //! the best that has a carrier is taken at once.
 //!
-//! How to use it: make one [`Health`], [`Health::add`] each NIC, pass everything that is seen to [`Health::input`] as it is
+//! How to use it: make one [`Health`], [`Health::add`] each NIC ([`Health::add_again`] if its interface has come back), pass everything that is seen to [`Health::input`] as it is
 //! seen, and call [`Health::tick`] at [`Health::next_deadline`] or every few milliseconds. Both append an [`Event`] for
 //! each change: pass it to [`crate::balancer::Balancer::set_alive`], log it, and tell it to the operator.
 
@@ -159,6 +159,14 @@ impl Health {
     pub fn add(&mut self, nic: NicIndex) {
         if let Some(place) = self.nics.get_mut(usize::from(nic)) {
             *place = Some(NicHealth::default());
+        }
+    }
+
+    /// Begins anew with a NIC whose interface was gone and is back: dead until its carrier is told, has lasted for the updelay and, if
+    /// it is `probed`, a probe was answered. How often it has failed before counts on.
+    pub fn add_again(&mut self, nic: NicIndex, now: Millis, probed: bool) {
+        if let Some(place) = self.nics.get_mut(usize::from(nic)) {
+            *place = Some(NicHealth::returned(place.take(), now, probed));
         }
     }
 

@@ -73,6 +73,21 @@ pub(super) struct NicHealth {
 }
 
 impl NicHealth {
+    /// An interface that is back, with what is known of the one that went.
+    pub(super) fn returned(before: Option<NicHealth>, now: Millis, probed: bool) -> NicHealth {
+        let before = before.unwrap_or_default();
+        NicHealth {
+            alive: before.alive,
+            since: before.since,
+            losses: before.losses,
+            flap: before.flap,
+            // Its carrier may be there at the first look and has not lasted all the same.
+            up_since: Some(now),
+            probing: probed,
+            ..NicHealth::default()
+        }
+    }
+
     pub(super) fn input(&mut self, config: &HealthConfig, now: Millis, input: Input) {
         match input {
             Input::Carrier { up, down_count } => self.carrier(config, now, up, down_count),

@@ -477,6 +477,53 @@ fn a_target_that_comes_and_goes_makes_no_nic_flap() {
     }
 }
 
+/// As the thread that watches the links finds that an interface is gone, and back.
+fn vanish_and_return(lab: &mut Lab, nic: NicIndex, now: Millis, probed: bool) {
+    lab.input(nic, now, Input::Link { up: false });
+    lab.health.add_again(nic, now + 50, probed);
+    assert_eq!(lab.input(nic, now + 50, Input::Link { up: true }), []);
+    assert_eq!(lab.input(nic, now + 50, UP), []);
+}
+
+#[test]
+fn an_interface_that_is_back_waits_for_the_updelay_and_an_answer() {
+    let mut lab = Lab::new(2, patient());
+    vanish_and_return(&mut lab, 1, 1_000, false);
+    assert_eq!(lab.tick(1_149), []);
+    assert_eq!(lab.tick(1_150), [(1, true, Cause::Fit)]);
+
+    let mut lab = Lab::new(2, patient());
+    lab.input(1, 0, Input::Probing { on: true });
+    lab.input(1, 1, Input::ProbeOk);
+    vanish_and_return(&mut lab, 1, 1_000, true);
+    assert_eq!(lab.tick(5_000), []);
+    assert_eq!(lab.health.report(1, 5_000).unwrap().fitness, Fitness::NotProbed);
+    assert_eq!(lab.input(1, 5_000, Input::ProbeOk), [(1, true, Cause::Fit)]);
+}
+
+#[test]
+fn an_interface_that_comes_and_goes_is_left_out_like_a_carrier() {
+    let mut lab = Lab::new(2, patient());
+    for count in 1..4 {
+        lab.input(1, count * 10, carrier(false, count));
+        lab.input(1, count * 10 + 5, carrier(true, count));
+    }
+    vanish_and_return(&mut lab, 1, 100, false);
+    assert_eq!(lab.tick(1_000), []);
+    let report = lab.health.report(1, 1_000).unwrap();
+    assert_eq!((report.fitness, report.losses), (Fitness::Flapping, 3));
+    assert_eq!(lab.tick(30_000), [(1, true, Cause::Fit)]);
+}
+
+#[test]
+fn the_only_interface_that_is_back_is_used_at_once() {
+    let mut lab = Lab::new(1, patient());
+    lab.input(0, 10, Input::Link { up: false });
+    lab.health.add_again(0, 20, true);
+    lab.input(0, 20, Input::Link { up: true });
+    assert_eq!(lab.input(0, 20, UP), [(0, true, Cause::LastResort)]);
+}
+
 #[test]
 fn a_link_that_is_down_has_no_carrier_to_speak_of() {
     let mut lab = Lab::new(2, patient());
