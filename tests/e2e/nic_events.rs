@@ -191,7 +191,7 @@ fn what_happens_to_a_running_nic_is_told_and_survived() -> Result<()> {
 fn wait_alive(daemon: &mut Daemon, nic: &str, alive: bool) -> Result<()> {
     wait_for(
         &format!("alive={alive} of {nic}"),
-        // Longer than a NIC is left out for a carrier that comes and goes.
+        // Longer than a NIC is left out that fails again and again.
         Duration::from_secs(60),
         Duration::from_millis(20),
         || {
@@ -269,6 +269,34 @@ fn a_nic_that_vanished_is_driven_again_when_it_is_back() -> Result<()> {
         "{events}"
     );
     assert_eq!(events.matches("up0  link: vanished").count(), 3, "{events}");
+    Ok(())
+}
+
+/// Its link is up at once, but what it asks is not answered. The other one is not asked, so that there is a better one.
+#[test]
+fn a_nic_that_is_back_is_not_used_before_a_probe_was_answered() -> Result<()> {
+    let host = Host::new()?;
+    let mut daemon = host.start(&["up0,probe=10.77.0.77", "up1"])?;
+    let daemon = &mut daemon;
+    wait_alive(daemon, "up0", false)?;
+    host.host.ip(&["link", "del", "up0"])?;
+    changed(daemon, &mut 0, "up0", "vanished")?;
+    let sent = |daemon: &Daemon| -> Result<u64> {
+        let report = daemon.nic("up0")?;
+        Ok(report["probe"]["sent"].as_u64().unwrap_or(0))
+    };
+    let before = sent(daemon)?;
+    host.host.add_veth("up0", &host.far, "far0", 1)?;
+    changed(daemon, &mut 0, "up0", "its interface is back")?;
+    wait_for(
+        "probes of the NIC that is back",
+        Duration::from_secs(60),
+        Duration::from_millis(20),
+        || Ok((sent(daemon)? >= before + 10).then_some(())),
+    )?;
+    assert!(!daemon.nic_is_alive("up0")?);
+    let events = daemon.vnic(&["events"])?;
+    assert!(!events.contains("up0  alive"), "{events}");
     Ok(())
 }
 

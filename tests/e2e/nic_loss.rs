@@ -13,7 +13,8 @@ fn wait_alive(scene: &Scene, nic: usize, alive: bool) -> Result<()> {
     let name = format!("up{nic}");
     wait_for(
         &format!("alive={alive} of {name}"),
-        Duration::from_secs(15),
+        // Longer than a NIC is left out that fails again and again: on a busy machine answers to probes come too late.
+        Duration::from_secs(60),
         Duration::from_millis(50),
         || Ok((scene.daemon()?.nic_is_alive(&name)? == alive).then_some(())),
     )
