@@ -92,6 +92,16 @@ pub enum GuestMemoryError {
         /// The region.
         guest_addr: u64,
     },
+    /// The file may have to be read from a disk or another host, and workers that touch it would wait for that.
+    #[error(
+        "memory region at guest address {guest_addr:#x}: its file is neither on tmpfs nor on hugetlbfs, so reading it can \
+         stall every guest; share guest memory from a memfd, /dev/shm or hugetlbfs (QEMU: memory-backend-memfd, or \
+         memory-backend-file with mem-path= there, share=on)"
+    )]
+    NotInMemory {
+        /// The region.
+        guest_addr: u64,
+    },
     /// The file cannot be examined.
     #[error("cannot examine the file of the memory region at guest address {guest_addr:#x}")]
     Stat {

@@ -48,6 +48,9 @@ impl Region {
         let stat = |source| GuestMemoryError::Stat { guest_addr, source };
         let file = FileFacts::of(&spec.fd).map_err(stat)?;
         let actual = file.size.ok_or(GuestMemoryError::NotAFile { guest_addr })?;
+        if !file.in_memory {
+            return Err(GuestMemoryError::NotInMemory { guest_addr });
+        }
         if needed > actual {
             return Err(GuestMemoryError::PastEndOfFile {
                 guest_addr,
@@ -98,6 +101,9 @@ impl Region {
 struct FileFacts {
     /// Bytes; `None` if it is not a regular file, so that nothing is known of what touching it would do.
     size: Option<u64>,
+    /// It is on tmpfs or hugetlbfs, as each memfd is. Elsewhere a page may have to come from a disk or another host, and
+    /// whoever touches it waits as long as that takes.
+    in_memory: bool,
     /// What offsets and lengths of its mappings must be multiples of.
     page_size: u64,
 }
@@ -128,6 +134,7 @@ impl FileFacts {
         };
         Ok(FileFacts {
             size: u64::try_from(stat.st_size).ok().filter(|_| regular),
+            in_memory: [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&fs.f_type),
             page_size: u64::try_from(page).unwrap_or(4096).max(1),
         })
     }

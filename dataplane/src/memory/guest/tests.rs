@@ -159,6 +159,21 @@ fn bad_tables_are_refused_with_their_cause() {
 }
 
 #[test]
+fn files_that_are_not_in_memory_are_refused() {
+    let map = |file: File, size| GuestMemory::new(&[spec(0, 0, size, 0, &Arc::new(file.into()))]);
+    // A regular file on a file system of its own kind, wherever the tests run.
+    let elsewhere = File::open("/proc/self/maps").unwrap();
+    assert!(matches!(
+        map(elsewhere, 0x1000),
+        Err(GuestMemoryError::NotInMemory { guest_addr: 0 })
+    ));
+    // What QEMU's memory-backend-file makes there.
+    let shared = tempfile::tempfile_in("/dev/shm").unwrap();
+    shared.set_len(0x1000).unwrap();
+    map(shared, 0x1000).unwrap();
+}
+
+#[test]
 fn adding_and_removing_share_the_other_mappings() {
     let fd = memfd(0x4000);
     let one = GuestMemory::empty()
