@@ -3,7 +3,7 @@
 
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 
 /// Mappings that can be guarded at once, in the whole process: a handler cannot allocate or lock.
 pub(super) const MAX_GUARDS: usize = 4096;
@@ -19,22 +19,73 @@ pub fn lost_pages() -> u64 {
     LOST_PAGES.load(Ordering::Relaxed)
 }
 
-/// A guarded range. `len` is 0 while it is not valid: written last when it becomes so, first when it ceases.
+/// A guarded range. `len` is 0 while there is none.
 struct Slot {
     taken: AtomicBool,
+    /// Odd while the range is being changed. A handler that finds it changed has read parts of two ranges.
+    generation: AtomicUsize,
     start: AtomicUsize,
     page_size: AtomicUsize,
     len: AtomicUsize,
+}
+
+/// What a slot guards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Range {
+    start: usize,
+    len: usize,
+    page_size: usize,
+}
+
+impl Range {
+    const NONE: Range = Range {
+        start: 0,
+        len: 0,
+        page_size: 1,
+    };
 }
 
 impl Slot {
     const fn new() -> Slot {
         Slot {
             taken: AtomicBool::new(false),
+            generation: AtomicUsize::new(0),
             start: AtomicUsize::new(0),
             page_size: AtomicUsize::new(0),
             len: AtomicUsize::new(0),
         }
+    }
+
+    /// Changes the range; only for whoever has taken the slot.
+    fn set(&self, range: Range) {
+        let generation = self.generation.load(Ordering::Relaxed);
+        self.generation
+            .store(generation.wrapping_add(1), Ordering::Relaxed);
+        // A handler that sees any part of the new range sees the odd number, too: this fence and the one in `is_still` meet.
+        fence(Ordering::Release);
+        self.start.store(range.start, Ordering::Relaxed);
+        self.page_size.store(range.page_size, Ordering::Relaxed);
+        self.len.store(range.len, Ordering::Relaxed);
+        self.generation
+            .store(generation.wrapping_add(2), Ordering::Release);
+    }
+
+    /// The range, all parts of it from one `set`. `None`: it is being changed, and so is not the one of a mapping that is in
+    /// use. Neither locks nor waits.
+    fn range(&self) -> Option<Range> {
+        let before = self.generation.load(Ordering::Acquire);
+        let range = Range {
+            start: self.start.load(Ordering::Relaxed),
+            len: self.len.load(Ordering::Relaxed),
+            page_size: self.page_size.load(Ordering::Relaxed),
+        };
+        self.is_still(before).then_some(range)
+    }
+
+    /// Whether what was loaded since the generation was `before` is one range.
+    fn is_still(&self, before: usize) -> bool {
+        fence(Ordering::Acquire);
+        before.is_multiple_of(2) && self.generation.load(Ordering::Relaxed) == before
     }
 }
 
@@ -51,16 +102,18 @@ impl Guard {
         let slot = GUARDED
             .iter()
             .position(|slot| !slot.taken.swap(true, Ordering::Acquire))?;
-        GUARDED[slot].start.store(start, Ordering::Relaxed);
-        GUARDED[slot].page_size.store(page_size, Ordering::Relaxed);
-        GUARDED[slot].len.store(len, Ordering::Release);
+        GUARDED[slot].set(Range {
+            start,
+            len,
+            page_size,
+        });
         Some(Guard { slot })
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        GUARDED[self.slot].len.store(0, Ordering::Release);
+        GUARDED[self.slot].set(Range::NONE);
         GUARDED[self.slot].taken.store(false, Ordering::Release);
     }
 }
@@ -83,15 +136,15 @@ fn install() -> Option<libc::sigaction> {
 extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo, and SIGBUS fills its address.
     let addr = unsafe { (*info).si_addr() }.addr();
-    for slot in &GUARDED {
-        let len = slot.len.load(Ordering::Acquire);
-        if addr.wrapping_sub(slot.start.load(Ordering::Relaxed)) < len {
-            let page_size = slot.page_size.load(Ordering::Relaxed);
+    for range in GUARDED.iter().filter_map(Slot::range) {
+        if addr.wrapping_sub(range.start) < range.len {
+            let page_size = range.page_size;
             let page = addr & !(page_size - 1);
             let prot = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
-            // SAFETY: the page lies in a guarded mapping, which whoever faulted on it keeps alive; what is replaced has
-            // no memory behind it, and no references are made to guest memory that could notice.
+            // SAFETY: whoever faulted keeps the mapping at `addr` alive until this returns. A guard lives within the life of
+            // its mapping, and the range was guarded as it is at one moment since the fault: so it is that mapping's, and
+            // still is. The page has no memory behind it, and no references are made to guest memory that could notice.
             let new = unsafe {
                 libc::mmap(
                     std::ptr::with_exposed_provenance_mut(page),
@@ -114,5 +167,41 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut
         let default = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
         let previous = PREVIOUS.get().copied().flatten().unwrap_or(default);
         libc::sigaction(signal, &raw const previous, std::ptr::null_mut());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(number: usize) -> Range {
+        Range {
+            start: number,
+            len: number,
+            page_size: number,
+        }
+    }
+
+    #[test]
+    fn a_slot_that_is_being_changed_guards_nothing() {
+        let slot = Slot::new();
+        slot.set(range(1));
+        assert_eq!(slot.range(), Some(range(1)));
+        // As a handler finds it that interrupts `set`.
+        slot.generation.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(slot.range(), None);
+    }
+
+    #[test]
+    fn a_slot_that_was_changed_while_it_was_read_guards_nothing() {
+        let slot = Slot::new();
+        slot.set(range(1));
+        let before = slot.generation.load(Ordering::Relaxed);
+        assert!(slot.is_still(before));
+        // Its mapping went, and another one got the slot.
+        slot.set(Range::NONE);
+        slot.set(range(2));
+        assert!(!slot.is_still(before));
+        assert_eq!(slot.range(), Some(range(2)));
     }
 }
