@@ -145,7 +145,7 @@ const USER: u64 = 0x7000_0000;
 /// What a front-end holds open.
 struct FrontEnd {
     stream: UnixStream,
-    _memory: OwnedFd,
+    memory: OwnedFd,
 }
 
 /// Sets both rings of a port going, at `used` in guest memory.
@@ -167,10 +167,7 @@ fn run_rings(stream: UnixStream, used: u64) -> FrontEnd {
             send(&stream, &message(code, 1, &words(&[ring.into()])), &[&event()]);
         }
     }
-    FrontEnd {
-        stream,
-        _memory: memory,
-    }
+    FrontEnd { stream, memory }
 }
 
 #[test]
@@ -252,6 +249,36 @@ fn a_front_end_that_goes_while_its_rings_are_taken_back_is_forgotten() {
         daemon.serves("a");
         daemon.ends_well();
     }
+}
+
+#[test]
+fn a_front_end_that_cuts_its_memory_short_is_disconnected() {
+    // Workers look at the rings all the time.
+    let daemon = Vnicd::start("busy");
+    let before = daemon.fds_at_rest();
+    for _ in 0..5 {
+        let stream = wait_for("a connection that is served", || {
+            let mut stream = daemon.connect("a");
+            get_features(&mut stream).then_some(stream)
+        });
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        let mut front_end = run_rings(stream, 0x3000);
+        assert!(get_features(&mut front_end.stream), "all of that was taken");
+        nix::unistd::ftruncate(&front_end.memory, 0).expect("a size");
+        // Nothing more is sent: it is the daemon that hangs up.
+        assert!(
+            matches!(front_end.stream.read(&mut [0]), Ok(0)),
+            "still connected"
+        );
+    }
+    daemon.serves("a");
+    daemon.serves("b");
+    let said = "the file of its memory region at guest address 0x0 was cut short";
+    assert!(daemon.log().contains(said), "{}", daemon.log());
+    wait_for("all fds to be closed", || {
+        (daemon.open_fds() <= before).then_some(())
+    });
+    daemon.ends_well();
 }
 
 #[test]

@@ -14,6 +14,8 @@ pub(super) enum Source {
     Signals,
     /// A worker.
     Engine,
+    /// Some guest's memory is gone from its file.
+    Memory,
     /// The host's interfaces.
     Links,
     /// The thread that watches the NICs.

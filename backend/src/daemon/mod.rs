@@ -31,6 +31,7 @@ use tracing::{info, warn};
 use vnic_dataplane::engine::{Engine, Event};
 use vnic_dataplane::fabric::Nic;
 use vnic_dataplane::memory::frames::{ChunkCache, FrameMemory};
+use vnic_dataplane::memory::guest;
 use vnic_lb::balancer::Balancer;
 use vnic_lb::mac::Mac;
 
@@ -137,6 +138,7 @@ impl Daemon {
                         }
                     }
                     Source::Engine => self.on_engine(),
+                    Source::Memory => self.on_memory_lost(),
                     Source::Links => self.on_links(),
                     Source::Health => self.on_health(),
                     Source::Keeper => self.on_keeper(),
@@ -235,6 +237,17 @@ impl Daemon {
             self.after(at, outcome);
         }
         self.nics_settled(settled);
+    }
+
+    /// A guest's memory was cut short: its front-end goes, and so does what was put in the memory's place.
+    fn on_memory_lost(&mut self) {
+        if let Ok(event) = guest::loss_event() {
+            let _ = event.read();
+        }
+        for at in 0..self.ports.len() {
+            let outcome = self.ports[at].check_memory();
+            self.after(at, outcome);
+        }
     }
 
     /// Decides on the first source address of a port without a configured one. Two ports may have proposed the same in

@@ -371,6 +371,15 @@ impl PortRuntime {
         Ok(changed)
     }
 
+    /// Hangs up if memory that the front-end shares is gone from its file.
+    pub(super) fn check_memory(&mut self) -> Outcome {
+        match self.device.lost_memory() {
+            // Without a connection it is on its way out already.
+            Some(guest_addr) if self.connection.is_some() => self.hang_up(&Fault::MemoryLost { guest_addr }),
+            _ => Outcome::default(),
+        }
+    }
+
     /// The front-end is gone or must go.
     fn hang_up(&mut self, fault: &Fault) -> Outcome {
         if let Some(withheld) = self.log.take(Instant::now()) {

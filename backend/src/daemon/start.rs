@@ -14,6 +14,7 @@ use tracing::info;
 use vnic_dataplane::engine::{Engine, EngineConfig, Poll, SleepIn};
 use vnic_dataplane::fabric::{Nic, NicState, PortIndex, PortState, VlanMode};
 use vnic_dataplane::memory::frames::{CHUNK_SIZE, ChunkCache, FrameMemory};
+use vnic_dataplane::memory::guest;
 use vnic_dataplane::virtq::prepare_to_signal;
 use vnic_lb::MAX_NICS;
 use vnic_lb::balancer::{Balancer, BalancerConfig};
@@ -254,6 +255,9 @@ impl Daemon {
             .watch(Source::Signals, Some((self.signals.as_raw_fd(), true, false)))?;
         self.events
             .watch(Source::Engine, Some((self.engine.notify_fd(), true, false)))?;
+        let loss = guest::loss_event()?;
+        self.events
+            .watch(Source::Memory, Some((loss.as_raw_fd(), true, false)))?;
         let links = self.links.as_ref().map(|links| (links.fd(), true, false));
         self.events.watch(Source::Links, links)?;
         self.events

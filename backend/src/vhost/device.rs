@@ -123,6 +123,12 @@ impl Device {
         Device::with_mapper(config, MapGuestMemory)
     }
 
+    /// The guest address of a region whose file was found cut short: the front-end is to go, see [`GuestMemory::lost`].
+    #[must_use]
+    pub fn lost_memory(&self) -> Option<u64> {
+        self.memory.as_ref()?.lost()
+    }
+
     /// What is needed to run a ring; `None` while it is not runnable or does not exist.
     #[must_use]
     pub fn ring_spec(&self, ring: usize) -> Option<RingSpec> {

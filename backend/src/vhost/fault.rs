@@ -114,6 +114,15 @@ pub enum Fault {
         /// Bytes that wait here beside those in the socket's buffer.
         unsent: usize,
     },
+    /// The front-end, or whoever can write to its file, took memory away that it shares.
+    #[error(
+        "the file of its memory region at guest address {guest_addr:#x} was cut short while the guest used it: restart the \
+         guest, and let nothing truncate its memory's file"
+    )]
+    MemoryLost {
+        /// The region.
+        guest_addr: u64,
+    },
 }
 
 impl Fault {

@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use region::Region;
-pub use sigbus::lost_pages;
+pub use sigbus::loss_event;
 
 /// Most regions of one map: QEMU's own limit for memory slots (vhost-user GET_MAX_MEM_SLOTS).
 pub const MAX_REGIONS: usize = 509;
@@ -246,6 +246,14 @@ impl GuestMemory {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.regions.is_empty()
+    }
+
+    /// The guest address of a region whose file turned out to be cut short when it was touched. All of that region is zeros
+    /// since, and memory of ours: let go of the map soon. [`loss_event`] says when to look.
+    #[must_use]
+    pub fn lost(&self) -> Option<u64> {
+        let lost = self.regions.iter().find(|region| region.is_lost());
+        lost.map(|region| region.guest_addr)
     }
 
     fn from_regions(mut regions: Vec<Arc<Region>>) -> Result<Arc<GuestMemory>, GuestMemoryError> {

@@ -14,7 +14,7 @@ pub(super) struct Region {
     pub(super) user_addr: u64,
     pub(super) size: u64,
     /// Before the mapping, so that it is dropped before: nothing may be guarded that could be someone else's.
-    _guard: sigbus::Guard,
+    guard: sigbus::Guard,
     mapping: Mapping,
     /// Where the region begins in the mapping, which has to begin on a page of the file.
     lead: usize,
@@ -77,17 +77,21 @@ impl Region {
         let offset = libc::off_t::try_from(begin).map_err(|_| too_large())?;
         let lead = usize::try_from(mmap_offset - begin).map_err(|_| too_large())?;
         let mapping = Mapping::new(&spec.fd, offset, len).map_err(map)?;
-        let page = usize::try_from(page).map_err(|_| too_large())?;
-        let guard = sigbus::Guard::new(mapping.addr.as_ptr().addr(), len, page)
+        let guard = sigbus::Guard::new(mapping.addr.as_ptr().expose_provenance(), len)
             .ok_or(GuestMemoryError::TooManyMappings { guest_addr })?;
         Ok(Region {
             guest_addr,
             user_addr,
             size,
-            _guard: guard,
+            guard,
             mapping,
             lead,
         })
+    }
+
+    /// Whether its file was found cut short. What was written to it since is seen by nobody else.
+    pub(super) fn is_lost(&self) -> bool {
+        self.guard.is_lost()
     }
 
     /// The region's first byte; `size` bytes from there on are mapped as long as `self` lives.

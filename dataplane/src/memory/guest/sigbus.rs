@@ -1,22 +1,38 @@
-//! A front-end can shrink its file after we mapped it; touching what is gone raises SIGBUS. The handler here puts an
-//! empty page in its place, so that only that front-end's guest suffers. A SIGBUS anywhere else goes where it went before.
+//! A front-end can shrink its file after we mapped it; touching what is gone raises SIGBUS. The handler here puts empty memory in
+//! the place of the whole mapping, so that only that front-end's guest suffers, and tells the control thread, which hangs up
+//! before much of that memory is filled. A SIGBUS anywhere else goes where it went before.
+//!
+//! The whole mapping, since one page at a time would let a front-end make us use up the mappings that a process may have
+//! (vm.max_map_count): each page between others that are left makes two more.
 
+use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Mappings that can be guarded at once, in the whole process: a handler cannot allocate or lock.
 pub(super) const MAX_GUARDS: usize = 4096;
 
 static GUARDED: [Slot; MAX_GUARDS] = [const { Slot::new() }; MAX_GUARDS];
-static LOST_PAGES: AtomicU64 = AtomicU64::new(0);
+static LOSS: OnceLock<EventFd> = OnceLock::new();
 /// What SIGBUS did before.
 static PREVIOUS: OnceLock<Option<libc::sigaction>> = OnceLock::new();
 
-/// Pages of guest memory that were gone from their file when they were touched, since the process began.
-#[must_use]
-pub fn lost_pages() -> u64 {
-    LOST_PAGES.load(Ordering::Relaxed)
+/// Readable once guest memory was gone from its file when it was touched: find it with
+/// [`GuestMemory::lost`](super::GuestMemory::lost). One for the process.
+///
+/// # Errors
+///
+/// Those of eventfd(2), when it is asked for first.
+pub fn loss_event() -> io::Result<&'static EventFd> {
+    if let Some(event) = LOSS.get() {
+        return Ok(event);
+    }
+    let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+    Ok(LOSS.get_or_init(|| event))
 }
 
 /// A guarded range. `len` is 0 while there is none.
@@ -25,8 +41,9 @@ struct Slot {
     /// Odd while the range is being changed. A handler that finds it changed has read parts of two ranges.
     generation: AtomicUsize,
     start: AtomicUsize,
-    page_size: AtomicUsize,
     len: AtomicUsize,
+    /// The file no longer has all of it.
+    lost: AtomicBool,
 }
 
 /// What a slot guards.
@@ -34,15 +51,10 @@ struct Slot {
 struct Range {
     start: usize,
     len: usize,
-    page_size: usize,
 }
 
 impl Range {
-    const NONE: Range = Range {
-        start: 0,
-        len: 0,
-        page_size: 1,
-    };
+    const NONE: Range = Range { start: 0, len: 0 };
 }
 
 impl Slot {
@@ -51,8 +63,8 @@ impl Slot {
             taken: AtomicBool::new(false),
             generation: AtomicUsize::new(0),
             start: AtomicUsize::new(0),
-            page_size: AtomicUsize::new(0),
             len: AtomicUsize::new(0),
+            lost: AtomicBool::new(false),
         }
     }
 
@@ -64,7 +76,6 @@ impl Slot {
         // A handler that sees any part of the new range sees the odd number, too: this fence and the one in `is_still` meet.
         fence(Ordering::Release);
         self.start.store(range.start, Ordering::Relaxed);
-        self.page_size.store(range.page_size, Ordering::Relaxed);
         self.len.store(range.len, Ordering::Relaxed);
         self.generation
             .store(generation.wrapping_add(2), Ordering::Release);
@@ -77,7 +88,6 @@ impl Slot {
         let range = Range {
             start: self.start.load(Ordering::Relaxed),
             len: self.len.load(Ordering::Relaxed),
-            page_size: self.page_size.load(Ordering::Relaxed),
         };
         self.is_still(before).then_some(range)
     }
@@ -96,18 +106,20 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// Guards `len` bytes at `start`, both multiples of `page_size`, which is a power of two. `None`: no slot is free.
-    pub(super) fn new(start: usize, len: usize, page_size: usize) -> Option<Guard> {
+    /// Guards the mapping of `len` bytes at `start`. `None`: no slot is free.
+    pub(super) fn new(start: usize, len: usize) -> Option<Guard> {
         PREVIOUS.get_or_init(install);
         let slot = GUARDED
             .iter()
             .position(|slot| !slot.taken.swap(true, Ordering::Acquire))?;
-        GUARDED[slot].set(Range {
-            start,
-            len,
-            page_size,
-        });
+        GUARDED[slot].lost.store(false, Ordering::Relaxed);
+        GUARDED[slot].set(Range { start, len });
         Some(Guard { slot })
+    }
+
+    /// Whether part of the mapping was gone from its file when it was touched; all of it is zeros since.
+    pub(super) fn is_lost(&self) -> bool {
+        GUARDED[self.slot].lost.load(Ordering::Acquire)
     }
 }
 
@@ -136,29 +148,11 @@ fn install() -> Option<libc::sigaction> {
 extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo, and SIGBUS fills its address.
     let addr = unsafe { (*info).si_addr() }.addr();
-    for range in GUARDED.iter().filter_map(Slot::range) {
-        if addr.wrapping_sub(range.start) < range.len {
-            let page_size = range.page_size;
-            let page = addr & !(page_size - 1);
-            let prot = libc::PROT_READ | libc::PROT_WRITE;
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
-            // SAFETY: whoever faulted keeps the mapping at `addr` alive until this returns. A guard lives within the life of
-            // its mapping, and the range was guarded as it is at one moment since the fault: so it is that mapping's, and
-            // still is. The page has no memory behind it, and no references are made to guest memory that could notice.
-            let new = unsafe {
-                libc::mmap(
-                    std::ptr::with_exposed_provenance_mut(page),
-                    page_size,
-                    prot,
-                    flags,
-                    -1,
-                    0,
-                )
-            };
-            if new != libc::MAP_FAILED {
-                LOST_PAGES.fetch_add(1, Ordering::Relaxed);
-                return;
-            }
+    for slot in &GUARDED {
+        if slot.range().is_some_and(|range| replace(range, addr)) {
+            slot.lost.store(true, Ordering::Release);
+            tell();
+            return;
         }
     }
     // Not ours: put back what was there; the access is repeated and raises the signal again.
@@ -170,6 +164,44 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut
     }
 }
 
+/// Puts empty memory in the place of a range, if `addr` is in it and was found missing. It costs memory as it is written to.
+fn replace(Range { start, len }: Range, addr: usize) -> bool {
+    if addr.wrapping_sub(start) >= len {
+        return false;
+    }
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    // SAFETY: whoever faulted keeps the mapping at `addr` alive until the handler returns. A guard lives within the life of its
+    // mapping and has its range from `set` on, and the range was guarded as it is at one moment since the fault: so it is that
+    // mapping's, all of it, and still is. Guest memory may change at any time, so no references to it exist that could notice.
+    let new = unsafe {
+        libc::mmap(
+            std::ptr::with_exposed_provenance_mut(start),
+            len,
+            prot,
+            flags,
+            -1,
+            0,
+        )
+    };
+    new != libc::MAP_FAILED
+}
+
+/// Wakes the control thread. A full counter has woken it already.
+fn tell() {
+    if let Some(event) = LOSS.get() {
+        let one = 1_u64;
+        // SAFETY: write(2) may be called by a handler; it reads 8 bytes of `one`. errno is this thread's own, and is put back
+        // for the code that was interrupted.
+        unsafe {
+            let errno = libc::__errno_location();
+            let before = *errno;
+            libc::write(event.as_raw_fd(), (&raw const one).cast(), size_of::<u64>());
+            *errno = before;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,7 +210,6 @@ mod tests {
         Range {
             start: number,
             len: number,
-            page_size: number,
         }
     }
 

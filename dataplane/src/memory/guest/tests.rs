@@ -198,21 +198,53 @@ fn adding_and_removing_share_the_other_mappings() {
     assert!(rest.without_region(0x1000, 0x20_0000, 0x1000).unwrap().is_empty());
 }
 
+/// How many mappings the process has between these addresses.
+fn mappings(start: usize, end: usize) -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let range = |line: &str| {
+        let (from, to) = line.split(' ').next()?.split_once('-')?;
+        let number = |text| usize::from_str_radix(text, 16).ok();
+        Some((number(from)?, number(to)?))
+    };
+    maps.lines()
+        .filter_map(range)
+        .filter(|&(from, to)| from < end && start < to)
+        .count()
+}
+
 #[test]
 fn a_file_that_shrinks_after_mapping_costs_its_owner_only() {
-    let fd = memfd(0x3000);
-    let memory = GuestMemory::new(&[spec(0, 0, 0x3000, 0, &fd)]).unwrap();
-    File::from(fd.try_clone().unwrap()).set_len(0x1000).unwrap();
-    let before = lost_pages();
+    const PAGES: u64 = 64;
+    let size = PAGES * 0x1000;
+    let (cut, whole) = (memfd(size), memfd(0x1000));
+    let memory = GuestMemory::new(&[spec(0, 0, 0x1000, 0, &whole), spec(size, size, size, 0, &cut)]).unwrap();
+    let event = loss_event().unwrap();
+    assert_eq!(memory.lost(), None);
+    File::from(cut.try_clone().unwrap()).set_len(0x1000).unwrap();
     let at = |addr| memory.host_of_user(addr, 8).unwrap().cast::<u64>();
-    // SAFETY: aligned places within the mapping; what lies behind the file's end is what is being tested.
+    // SAFETY: aligned places within the mappings; what lies behind the file's end is what is being tested.
     unsafe {
-        at(0x1008).write_volatile(7);
-        assert_eq!(at(0x1008).read_volatile(), 7);
-        assert_eq!(at(0x2000).read_volatile(), 0);
-        at(0).write_volatile(1);
+        at(8).write_volatile(1);
+        for page in (1..PAGES).step_by(2) {
+            at(size + page * 0x1000).write_volatile(page);
+        }
+        for page in (1..PAGES).step_by(2) {
+            assert_eq!(at(size + page * 0x1000).read_volatile(), page);
+            assert_eq!(at(size + (page - 1) * 0x1000).read_volatile(), 0);
+        }
+        assert_eq!(at(8).read_volatile(), 1);
     }
-    assert!(lost_pages() >= before + 2);
+    assert_eq!(memory.lost(), Some(size));
+    event.read().expect("the control thread is told");
+    let start = at(size).as_ptr().addr();
+    let end = start + usize::try_from(size).unwrap();
+    assert_eq!(mappings(start, end), 1, "one that takes the place of the other");
+    // Whoever has the slot next begins anew.
+    drop(memory);
+    let again = GuestMemory::new(&[spec(0, 0, 0x1000, 0, &whole)]).unwrap();
+    assert_eq!(again.lost(), None);
+    // SAFETY: as above.
+    unsafe { assert_eq!(again.host_of_user(8, 8).unwrap().cast::<u64>().read_volatile(), 1) };
 }
 
 #[test]
