@@ -309,8 +309,19 @@ impl<M: MapMemory> Device<M> {
         match *request {
             Request::SetFeatures(bits) => offered(bits, features::OFFERED),
             Request::SetProtocolFeatures(bits) => offered(bits, features::OFFERED_PROTOCOL.bits()),
-            Request::GetMaxMemSlots | Request::AddMemReg(_) | Request::RemMemReg { .. } => {
-                self.negotiated(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+            Request::GetMaxMemSlots => self.negotiated(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS),
+            Request::SetMemTable(ref regions) => RegionTable::replaced(regions.clone()).map(drop),
+            Request::AddMemReg(ref region) => {
+                self.negotiated(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)?;
+                self.table.with(region.clone()).map(drop)
+            }
+            Request::RemMemReg {
+                guest_addr,
+                user_addr,
+                size,
+            } => {
+                self.negotiated(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)?;
+                self.table.without(guest_addr, user_addr, size).map(drop)
             }
             Request::SetVringNum { ring, size } => {
                 self.vring(ring)?;
@@ -339,7 +350,6 @@ impl<M: MapMemory> Device<M> {
             | Request::SetOwner
             | Request::ResetOwner
             | Request::GetQueueNum
-            | Request::SetMemTable(_)
             | Request::SendRarp(_) => Ok(()),
         }
     }

@@ -202,11 +202,13 @@ pub enum Refusal {
         /// Bytes.
         size: u64,
     },
-    /// Two regions claim the same guest addresses.
-    #[error("makes two memory regions overlap at guest address {guest_addr:#x}")]
+    /// Two regions claim the same addresses.
+    #[error("makes two memory regions overlap at {kind} address {addr:#x}")]
     RegionOverlap {
+        /// Whose addresses: guest or user.
+        kind: &'static str,
         /// Where the second one begins.
-        guest_addr: u64,
+        addr: u64,
     },
     /// No slot is left.
     #[error("adds a memory region, but all {slots} slots are taken")]

@@ -87,27 +87,40 @@ impl RegionTable {
     }
 }
 
-/// Refuses what can never be a memory table, before anything is mapped. User addresses may overlap: a front-end that shows
-/// one piece of memory at two guest addresses has one user address for both.
+/// Refuses what can never be a memory table. User addresses may not overlap either: a ring is given by user addresses, and
+/// each must mean one place. The specification says nothing of it; QEMU and Cloud Hypervisor map each block of memory once.
 fn check(regions: &[RegionSpec]) -> Result<(), Refusal> {
-    let mut spans = Vec::with_capacity(regions.len());
     for region in regions {
         let ends =
             [region.guest_addr, region.user_addr, region.mmap_offset].map(|at| at.checked_add(region.size));
-        match ends {
-            [Some(end), Some(_), Some(_)] if region.size > 0 => spans.push((region.guest_addr, end)),
-            _ => {
-                return Err(Refusal::RegionBounds {
-                    guest_addr: region.guest_addr,
-                    size: region.size,
-                });
-            }
+        if region.size == 0 || ends.contains(&None) {
+            return Err(Refusal::RegionBounds {
+                guest_addr: region.guest_addr,
+                size: region.size,
+            });
         }
     }
+    refuse_overlap(regions, "guest", |region| region.guest_addr)?;
+    refuse_overlap(regions, "user", |region| region.user_addr)
+}
+
+/// For regions whose ends do not wrap around.
+fn refuse_overlap(
+    regions: &[RegionSpec],
+    kind: &'static str,
+    start: impl Fn(&RegionSpec) -> u64,
+) -> Result<(), Refusal> {
+    let mut spans: Vec<_> = regions
+        .iter()
+        .map(|region| (start(region), region.size))
+        .collect();
     spans.sort_unstable();
-    let neighbours = spans.iter().zip(spans.iter().skip(1));
-    match neighbours.into_iter().find(|(first, second)| second.0 < first.1) {
-        Some((_, second)) => Err(Refusal::RegionOverlap { guest_addr: second.0 }),
+    let overlaps = |pair: &&[(u64, u64)]| pair[1].0 - pair[0].0 < pair[0].1;
+    match spans.windows(2).find(overlaps) {
+        Some(pair) => Err(Refusal::RegionOverlap {
+            kind,
+            addr: pair[1].0,
+        }),
         None => Ok(()),
     }
 }
@@ -138,6 +151,32 @@ mod tests {
         let empty = left.without(0, 0, 0x1000).unwrap();
         assert!(empty.regions().is_empty());
         assert!(empty.without(0, 0, 0x1000).is_err());
+    }
+
+    #[test]
+    fn neither_guest_nor_user_addresses_may_overlap() {
+        let at = |guest_addr, user_addr| RegionSpec {
+            user_addr,
+            ..region(guest_addr, 0x1000)
+        };
+        let refusal = |second| {
+            let refused = RegionTable::replaced(vec![at(0x4000, 0x9000), second]);
+            refused.unwrap_err().to_string()
+        };
+        assert_eq!(
+            refusal(at(0x4fff, 0)),
+            "makes two memory regions overlap at guest address 0x4fff"
+        );
+        assert_eq!(
+            refusal(at(0x3001, 0)),
+            "makes two memory regions overlap at guest address 0x4000"
+        );
+        assert_eq!(
+            refusal(at(0, 0x9000)),
+            "makes two memory regions overlap at user address 0x9000"
+        );
+        let beside = vec![at(0x4000, 0x9000), at(0x5000, 0x8000), at(0x3000, 0xa000)];
+        assert!(RegionTable::replaced(beside).is_ok());
     }
 
     #[test]

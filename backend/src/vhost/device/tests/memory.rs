@@ -60,11 +60,21 @@ fn memory_that_cannot_be_is_refused_and_the_old_table_stays() {
         change(&mut region);
         region
     };
-    let bad: [fn() -> Request; 4] = [
+    let bad: [fn() -> Request; 5] = [
         || Request::AddMemReg(region(0xf_f000, 0x2000)),
         || Request::AddMemReg(region(0x100_0000, 0)),
         || Request::SetMemTable(vec![region(0x3000, 0x1000), region(0x2000, 0x1001)]),
-        || Request::AddMemReg(region(NO_MEMORY_AT, 0x1000)),
+        || {
+            Request::AddMemReg(RegionSpec {
+                user_addr: 0x7f00_0000_0000,
+                ..region(0x100_0000, 0x1000)
+            })
+        },
+        || Request::RemMemReg {
+            guest_addr: 0,
+            user_addr: 0,
+            size: 0x10_0000,
+        },
     ];
     let mut device = running();
     let generation = device.memory_generation();
@@ -75,19 +85,27 @@ fn memory_that_cannot_be_is_refused_and_the_old_table_stays() {
     ];
     for request in bad.iter().map(|bad| bad()).chain(wraps.map(Request::AddMemReg)) {
         let name = format!("{request:?}");
-        let Step::Quiesce(pending) = device.handle(asking(request)).unwrap() else {
+        // Before any ring is stopped.
+        let Step::Done { reply, changed } = device.handle(asking(request)).unwrap() else {
             panic!("{name}")
         };
-        let Step::Done { reply, changed } = device.complete(pending).unwrap() else {
-            panic!("{name}")
-        };
-        assert_eq!((number(reply), changed), (1, true), "{name}");
+        assert_eq!((number(reply), changed), (1, false), "{name}");
         assert_eq!(device.memory_generation(), generation);
         assert_eq!((device.memory().len(), device.memory()[0].size), (1, 0x10_0000));
         assert!(view(&device, 0).runnable);
     }
-    let past_end = Request::AddMemReg(region(NO_MEMORY_AT, 0x1000));
-    let Step::Quiesce(pending) = device.handle(plain(past_end)).unwrap() else {
+    let past_end = || Request::AddMemReg(region(NO_MEMORY_AT, 0x1000));
+    let Step::Quiesce(pending) = device.handle(asking(past_end())).unwrap() else {
+        panic!()
+    };
+    let Step::Done { reply, changed } = device.complete(pending).unwrap() else {
+        panic!()
+    };
+    assert_eq!((number(reply), changed), (1, true));
+    assert_eq!(device.memory_generation(), generation);
+    assert_eq!((device.memory().len(), device.memory()[0].size), (1, 0x10_0000));
+    assert!(view(&device, 0).runnable);
+    let Step::Quiesce(pending) = device.handle(plain(past_end())).unwrap() else {
         panic!()
     };
     let fault = device.complete(pending).unwrap_err();
