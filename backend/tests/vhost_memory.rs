@@ -87,10 +87,17 @@ fn a_ring_of_mapped_memory_can_be_run() {
         request(&mut device, 5, Request::SetMemTable(vec![region(0, SIZE)])),
         0
     );
-    assert_eq!(
-        request(&mut device, 37, Request::AddMemReg(region(SIZE, SIZE))),
-        0
-    );
+    let more = region(SIZE, SIZE);
+    let file = Arc::downgrade(&more.fd);
+    assert_eq!(request(&mut device, 37, Request::AddMemReg(more)), 0);
+    assert!(file.upgrade().is_none(), "closed once it is mapped");
+    let last = Request::RemMemReg {
+        guest_addr: SIZE,
+        user_addr: USER + SIZE,
+        size: SIZE,
+    };
+    assert_eq!(request(&mut device, 38, last), 0);
+    assert_eq!(device.memory().len(), 1);
 
     assert!(device.ring_spec(0).is_none() && device.ring_spec(2).is_none());
     let spec = device.ring_spec(1).expect("a runnable ring");

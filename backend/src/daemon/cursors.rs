@@ -3,17 +3,14 @@
 
 use std::ffi::OsString;
 use std::hash::Hasher as _;
-use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::sys::stat::fstat;
 use siphasher::sip::SipHasher13;
 use tracing::warn;
-use vnic_dataplane::memory::guest::RegionSpec;
 use vnic_dataplane::virtq::{CursorFile, Keeping};
 
-use crate::vhost::{Device, RingView};
+use crate::vhost::{Device, RingView, SharedRegion};
 
 /// What a port's socket path, or name, is followed by.
 const SUFFIX: &str = ".rings";
@@ -107,14 +104,13 @@ impl Drop for Cursors {
 
 /// Tells this ring of this guest from all others: by the files of the guest's memory, which a front-end makes anew for each guest, where
 /// they are mapped, and where the ring lies in them. The same for as long as the front-end lives, whoever asks.
-fn session(memory: &[RegionSpec], ring: &RingView<'_>) -> Option<u64> {
+fn session(memory: &[SharedRegion], ring: &RingView<'_>) -> Option<u64> {
     let addrs = ring.addrs?;
     let mut hasher = SipHasher13::new();
     for region in memory {
-        let file = fstat(region.fd.as_fd()).ok()?;
         for part in [
-            file.st_dev,
-            file.st_ino,
+            region.file.0,
+            region.file.1,
             region.guest_addr,
             region.user_addr,
             region.size,
@@ -134,6 +130,7 @@ mod tests {
     use std::os::fd::OwnedFd;
 
     use nix::sys::memfd::{MFdFlags, memfd_create};
+    use vnic_dataplane::memory::guest::RegionSpec;
 
     use super::*;
     use crate::vhost::{DeviceConfig, QueueNum, RingAddrs};
@@ -142,14 +139,15 @@ mod tests {
         Arc::new(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).expect("a memfd"))
     }
 
-    fn region(fd: &Arc<OwnedFd>, guest_addr: u64) -> RegionSpec {
-        RegionSpec {
+    fn region(fd: &Arc<OwnedFd>, guest_addr: u64) -> SharedRegion {
+        let spec = RegionSpec {
             guest_addr,
             user_addr: 0x7f00_0000_0000 + guest_addr,
             size: 0x10_0000,
             mmap_offset: guest_addr,
             fd: Arc::clone(fd),
-        }
+        };
+        SharedRegion::of(&spec).expect("a file")
     }
 
     #[test]

@@ -10,7 +10,7 @@ use vnic_lb::mac::Mac;
 use super::fault::{Fault, Refusal};
 use super::features::{self, MAX_MEM_SLOTS};
 use super::message::{Code, Message, Reply, Request};
-use super::regions::RegionTable;
+use super::regions::{RegionTable, SharedRegion};
 use super::vring::{self, Format, RingView, Vring};
 
 /// Most queue pairs of a port: the kick, call and error messages have 8 bits for a ring's index.
@@ -47,6 +47,12 @@ pub trait MapMemory {
 
     /// Maps a whole table, never an empty one.
     fn map(&self, regions: &[RegionSpec]) -> Result<Arc<Self::Memory>, GuestMemoryError>;
+
+    /// Maps one region beside those that are mapped.
+    fn add(&self, memory: &Self::Memory, region: &RegionSpec) -> Result<Arc<Self::Memory>, GuestMemoryError>;
+
+    /// Leaves a region out; the others stay mapped as they are.
+    fn remove(&self, memory: &Self::Memory, guest_addr: u64, user_addr: u64, size: u64) -> Arc<Self::Memory>;
 }
 
 /// Maps for real.
@@ -58,6 +64,14 @@ impl MapMemory for MapGuestMemory {
 
     fn map(&self, regions: &[RegionSpec]) -> Result<Arc<GuestMemory>, GuestMemoryError> {
         GuestMemory::new(regions)
+    }
+
+    fn add(&self, memory: &GuestMemory, region: &RegionSpec) -> Result<Arc<GuestMemory>, GuestMemoryError> {
+        memory.with_region(region)
+    }
+
+    fn remove(&self, memory: &GuestMemory, guest_addr: u64, user_addr: u64, size: u64) -> Arc<GuestMemory> {
+        memory.without_region(guest_addr, user_addr, size)
     }
 }
 
@@ -253,7 +267,7 @@ impl<M: MapMemory> Device<M> {
 
     /// The regions that the front-end shares.
     #[must_use]
-    pub fn memory(&self) -> &[RegionSpec] {
+    pub fn memory(&self) -> &[SharedRegion] {
         self.table.regions()
     }
 
@@ -310,10 +324,10 @@ impl<M: MapMemory> Device<M> {
             Request::SetFeatures(bits) => offered(bits, features::OFFERED),
             Request::SetProtocolFeatures(bits) => offered(bits, features::OFFERED_PROTOCOL.bits()),
             Request::GetMaxMemSlots => self.negotiated(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS),
-            Request::SetMemTable(ref regions) => RegionTable::replaced(regions.clone()).map(drop),
+            Request::SetMemTable(ref regions) => RegionTable::replaced(regions).map(drop),
             Request::AddMemReg(ref region) => {
                 self.negotiated(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)?;
-                self.table.with(region.clone()).map(drop)
+                self.table.with(region).map(drop)
             }
             Request::RemMemReg {
                 guest_addr,
@@ -418,14 +432,40 @@ impl<M: MapMemory> Device<M> {
                     self.vrings.iter_mut().for_each(|vring| vring.enabled = true);
                 }
             }
-            Request::SetMemTable(table) => self.remap(RegionTable::replaced(table)?)?,
-            Request::AddMemReg(region) => self.remap(self.table.with(region)?)?,
+            Request::SetMemTable(regions) => {
+                let table = RegionTable::replaced(&regions)?;
+                let memory = match regions.as_slice() {
+                    [] => None,
+                    regions => Some(self.mapper.map(regions).map_err(Refusal::Map)?),
+                };
+                self.use_memory(table, memory);
+            }
+            Request::AddMemReg(region) => {
+                let table = self.table.with(&region)?;
+                let memory = match &self.memory {
+                    Some(memory) if table.regions().len() == self.table.regions().len() => {
+                        Ok(Arc::clone(memory))
+                    }
+                    Some(memory) => self.mapper.add(memory, &region),
+                    None => self.mapper.map(&[region]),
+                };
+                self.use_memory(table, Some(memory.map_err(Refusal::Map)?));
+            }
             Request::RemMemReg {
                 guest_addr,
                 user_addr,
                 size,
             } => {
-                self.remap(self.table.without(guest_addr, user_addr, size)?)?;
+                let table = self.table.without(guest_addr, user_addr, size)?;
+                let memory = self.memory.as_ref().filter(|_| !table.regions().is_empty());
+                let memory = memory.map(|memory| {
+                    if table.regions().len() == self.table.regions().len() {
+                        Arc::clone(memory)
+                    } else {
+                        self.mapper.remove(memory, guest_addr, user_addr, size)
+                    }
+                });
+                self.use_memory(table, memory);
             }
             Request::SetVringNum { ring, size } => {
                 self.vring_mut(ring)?.size = vring::checked_size(self.format(), size)?;
@@ -469,17 +509,10 @@ impl<M: MapMemory> Device<M> {
         })
     }
 
-    /// Maps a table and takes it into use; the old one stays if that fails.
-    fn remap(&mut self, table: RegionTable) -> Result<(), Refusal> {
-        if !table.maps_the_same_as(&self.table) {
-            self.memory = match table.regions() {
-                [] => None,
-                regions => Some(self.mapper.map(regions).map_err(Refusal::Map)?),
-            };
-            self.memory_generation += 1;
-        }
+    fn use_memory(&mut self, table: RegionTable, memory: Option<Arc<M::Memory>>) {
         self.table = table;
-        Ok(())
+        self.memory = memory;
+        self.memory_generation += 1;
     }
 
     fn refuse(&mut self, message: &Message, cause: Refusal, changed: bool) -> Result<Step, Fault> {

@@ -32,4 +32,5 @@ pub use connection::Connection;
 pub use device::{Device, DeviceConfig, MapMemory, Pending, QueueNum, Step};
 pub use fault::{Fault, Refusal};
 pub use message::{Code, Message, Reply};
+pub use regions::SharedRegion;
 pub use vring::{RingAddrs, RingView};

@@ -1,11 +1,45 @@
 //! The memory table: which regions a front-end shares, and what changes to them are allowed.
 
-use std::sync::Arc;
+use std::io;
 
-use vnic_dataplane::memory::guest::RegionSpec;
+use nix::sys::stat::fstat;
+use vnic_dataplane::memory::guest::{GuestMemoryError, RegionSpec};
 
 use super::fault::Refusal;
 use super::features::MAX_MEM_SLOTS;
+
+/// A region that a front-end shares. Its file is open no longer than it takes to map it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SharedRegion {
+    /// Guest physical address.
+    pub guest_addr: u64,
+    /// The front-end's virtual address.
+    pub user_addr: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Where the region begins in the file.
+    pub mmap_offset: u64,
+    /// The file: device and inode. No other has these while the region is mapped.
+    pub file: (u64, u64),
+}
+
+impl SharedRegion {
+    /// The region of a message, without its descriptor.
+    ///
+    /// # Errors
+    ///
+    /// Those of fstat(2).
+    pub fn of(spec: &RegionSpec) -> io::Result<SharedRegion> {
+        let file = fstat(&spec.fd)?;
+        Ok(SharedRegion {
+            guest_addr: spec.guest_addr,
+            user_addr: spec.user_addr,
+            size: spec.size,
+            mmap_offset: spec.mmap_offset,
+            file: (file.st_dev, file.st_ino),
+        })
+    }
+}
 
 /// The regions that a front-end shares now.
 ///
@@ -13,14 +47,15 @@ use super::features::MAX_MEM_SLOTS;
 /// connection. So a region that is added again is the same region with one more holder, and it goes when the last one gives it up.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RegionTable {
-    regions: Vec<RegionSpec>,
+    regions: Vec<SharedRegion>,
     /// For each region, how many times it was added and not removed.
     holders: Vec<u32>,
 }
 
 impl RegionTable {
     /// The table after SET_MEM_TABLE.
-    pub(super) fn replaced(regions: Vec<RegionSpec>) -> Result<RegionTable, Refusal> {
+    pub(super) fn replaced(specs: &[RegionSpec]) -> Result<RegionTable, Refusal> {
+        let regions = specs.iter().map(shared).collect::<Result<Vec<_>, _>>()?;
         check(&regions)?;
         Ok(RegionTable {
             holders: vec![1; regions.len()],
@@ -29,44 +64,28 @@ impl RegionTable {
     }
 
     /// The regions, each once.
-    pub(super) fn regions(&self) -> &[RegionSpec] {
+    pub(super) fn regions(&self) -> &[SharedRegion] {
         &self.regions
     }
 
-    /// Whether the same memory is mapped for both.
-    pub(super) fn maps_the_same_as(&self, other: &RegionTable) -> bool {
-        let mapping = |region: &RegionSpec| {
-            (
-                region.guest_addr,
-                region.user_addr,
-                region.size,
-                region.mmap_offset,
-                Arc::as_ptr(&region.fd),
-            )
-        };
-        self.regions
-            .iter()
-            .map(mapping)
-            .eq(other.regions.iter().map(mapping))
-    }
-
-    /// The table after ADD_MEM_REG.
-    pub(super) fn with(&self, region: RegionSpec) -> Result<RegionTable, Refusal> {
+    /// The table after ADD_MEM_REG. It has a region more, unless that has another holder only.
+    pub(super) fn with(&self, spec: &RegionSpec) -> Result<RegionTable, Refusal> {
         let mut table = self.clone();
-        if let Some(at) = self.position(region.guest_addr, region.user_addr, region.size) {
+        if let Some(at) = self.position(spec.guest_addr, spec.user_addr, spec.size) {
             table.holders[at] = table.holders[at].saturating_add(1);
             return Ok(table);
         }
         if table.regions.len() >= MAX_MEM_SLOTS {
             return Err(Refusal::NoSlot { slots: MAX_MEM_SLOTS });
         }
-        table.regions.push(region);
+        table.regions.push(shared(spec)?);
         table.holders.push(1);
         check(&table.regions)?;
         Ok(table)
     }
 
-    /// The table after REM_MEM_REG, which names a region by everything but its offset.
+    /// The table after REM_MEM_REG, which names a region by everything but its offset. It has a region less, unless that has
+    /// other holders.
     pub(super) fn without(&self, guest_addr: u64, user_addr: u64, size: u64) -> Result<RegionTable, Refusal> {
         let at = self
             .position(guest_addr, user_addr, size)
@@ -87,9 +106,18 @@ impl RegionTable {
     }
 }
 
+fn shared(spec: &RegionSpec) -> Result<SharedRegion, Refusal> {
+    SharedRegion::of(spec).map_err(|source| {
+        Refusal::Map(GuestMemoryError::Stat {
+            guest_addr: spec.guest_addr,
+            source,
+        })
+    })
+}
+
 /// Refuses what can never be a memory table. User addresses may not overlap either: a ring is given by user addresses, and
 /// each must mean one place. The specification says nothing of it; QEMU and Cloud Hypervisor map each block of memory once.
-fn check(regions: &[RegionSpec]) -> Result<(), Refusal> {
+fn check(regions: &[SharedRegion]) -> Result<(), Refusal> {
     for region in regions {
         let ends =
             [region.guest_addr, region.user_addr, region.mmap_offset].map(|at| at.checked_add(region.size));
@@ -106,9 +134,9 @@ fn check(regions: &[RegionSpec]) -> Result<(), Refusal> {
 
 /// For regions whose ends do not wrap around.
 fn refuse_overlap(
-    regions: &[RegionSpec],
+    regions: &[SharedRegion],
     kind: &'static str,
-    start: impl Fn(&RegionSpec) -> u64,
+    start: impl Fn(&SharedRegion) -> u64,
 ) -> Result<(), Refusal> {
     let mut spans: Vec<_> = regions
         .iter()
@@ -127,6 +155,8 @@ fn refuse_overlap(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn region(guest_addr: u64, size: u64) -> RegionSpec {
@@ -142,12 +172,11 @@ mod tests {
 
     #[test]
     fn a_region_added_for_each_queue_pair_goes_with_the_last() {
-        let one = RegionTable::default().with(region(0, 0x1000)).unwrap();
-        let two = one.with(region(0, 0x1000)).unwrap();
-        assert_eq!(two.regions().len(), 1);
-        assert!(two.maps_the_same_as(&one));
+        let one = RegionTable::default().with(&region(0, 0x1000)).unwrap();
+        let two = one.with(&region(0, 0x1000)).unwrap();
+        assert_eq!(two.regions(), one.regions());
         let left = two.without(0, 0, 0x1000).unwrap();
-        assert!(left.maps_the_same_as(&one));
+        assert_eq!(left.regions(), one.regions());
         let empty = left.without(0, 0, 0x1000).unwrap();
         assert!(empty.regions().is_empty());
         assert!(empty.without(0, 0, 0x1000).is_err());
@@ -160,7 +189,7 @@ mod tests {
             ..region(guest_addr, 0x1000)
         };
         let refusal = |second| {
-            let refused = RegionTable::replaced(vec![at(0x4000, 0x9000), second]);
+            let refused = RegionTable::replaced(&[at(0x4000, 0x9000), second]);
             refused.unwrap_err().to_string()
         };
         assert_eq!(
@@ -175,16 +204,15 @@ mod tests {
             refusal(at(0, 0x9000)),
             "makes two memory regions overlap at user address 0x9000"
         );
-        let beside = vec![at(0x4000, 0x9000), at(0x5000, 0x8000), at(0x3000, 0xa000)];
-        assert!(RegionTable::replaced(beside).is_ok());
+        let beside = [at(0x4000, 0x9000), at(0x5000, 0x8000), at(0x3000, 0xa000)];
+        assert!(RegionTable::replaced(&beside).is_ok());
     }
 
     #[test]
     fn a_region_that_differs_in_anything_is_another_one() {
-        let table = RegionTable::default().with(region(0, 0x1000)).unwrap();
-        assert!(table.with(region(0, 0x2000)).is_err(), "it overlaps");
-        let both = table.with(region(0x1000, 0x1000)).unwrap();
+        let table = RegionTable::default().with(&region(0, 0x1000)).unwrap();
+        assert!(table.with(&region(0, 0x2000)).is_err(), "it overlaps");
+        let both = table.with(&region(0x1000, 0x1000)).unwrap();
         assert_eq!(both.regions().len(), 2);
-        assert!(!both.maps_the_same_as(&table));
     }
 }

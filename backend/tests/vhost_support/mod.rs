@@ -21,6 +21,14 @@ impl MapMemory for FakeMap {
     fn map(&self, regions: &[RegionSpec]) -> Result<Arc<usize>, GuestMemoryError> {
         Ok(Arc::new(regions.len()))
     }
+
+    fn add(&self, memory: &usize, _: &RegionSpec) -> Result<Arc<usize>, GuestMemoryError> {
+        Ok(Arc::new(memory + 1))
+    }
+
+    fn remove(&self, memory: &usize, _: u64, _: u64, _: u64) -> Arc<usize> {
+        Arc::new(memory - 1)
+    }
 }
 
 /// One port and its connection.

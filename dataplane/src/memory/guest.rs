@@ -130,16 +130,6 @@ pub enum GuestMemoryError {
         /// The region.
         guest_addr: u64,
     },
-    /// REM_MEM_REG names a region that is not in the map.
-    #[error("no memory region at guest address {guest_addr:#x}, user address {user_addr:#x}, size {size:#x}")]
-    NoSuchRegion {
-        /// Guest physical address asked for.
-        guest_addr: u64,
-        /// User address asked for.
-        user_addr: u64,
-        /// Size asked for.
-        size: u64,
-    },
 }
 
 /// The part of a map that was used last: saves the search for the next address.
@@ -196,14 +186,6 @@ impl GuestMemory {
         GuestMemory::from_regions(mapped)
     }
 
-    /// A map without regions: what an ADD_MEM_REG that comes before any SET_MEM_TABLE adds to.
-    #[must_use]
-    pub fn empty() -> Arc<GuestMemory> {
-        Arc::new(GuestMemory {
-            regions: Box::default(),
-        })
-    }
-
     /// This map and one region more (ADD_MEM_REG). The other mappings are shared, not made again.
     pub fn with_region(&self, spec: &RegionSpec) -> Result<Arc<GuestMemory>, GuestMemoryError> {
         if self.regions.len() >= MAX_REGIONS {
@@ -216,36 +198,14 @@ impl GuestMemory {
         GuestMemory::from_regions(regions)
     }
 
-    /// This map without one region (REM_MEM_REG, which matches all three and ignores the offset). May be empty.
-    pub fn without_region(
-        &self,
-        guest_addr: u64,
-        user_addr: u64,
-        size: u64,
-    ) -> Result<Arc<GuestMemory>, GuestMemoryError> {
+    /// This map without one region (REM_MEM_REG, which matches all three and ignores the offset). May be empty. A region that
+    /// is not there changes nothing.
+    #[must_use]
+    pub fn without_region(&self, guest_addr: u64, user_addr: u64, size: u64) -> Arc<GuestMemory> {
         let is_it = |r: &Region| r.guest_addr == guest_addr && r.user_addr == user_addr && r.size == size;
-        if !self.regions.iter().any(|r| is_it(r)) {
-            return Err(GuestMemoryError::NoSuchRegion {
-                guest_addr,
-                user_addr,
-                size,
-            });
-        }
-        Ok(Arc::new(GuestMemory {
+        Arc::new(GuestMemory {
             regions: self.regions.iter().filter(|r| !is_it(r)).cloned().collect(),
-        }))
-    }
-
-    /// Number of regions.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.regions.len()
-    }
-
-    /// Whether there is no region.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.regions.is_empty()
+        })
     }
 
     /// The guest address of a region whose file turned out to be cut short when it was touched. All of that region is zeros

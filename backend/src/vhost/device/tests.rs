@@ -4,6 +4,7 @@ mod memory;
 mod refusals;
 mod rings;
 
+use std::cell::Cell;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
@@ -16,21 +17,37 @@ use super::*;
 const NO_MEMORY_AT: u64 = 0xbad000;
 
 /// Maps nothing; refuses one address.
-struct FakeMap;
+#[derive(Default)]
+struct FakeMap {
+    /// Regions that it was asked to map so far.
+    mapped: Cell<usize>,
+}
 
 impl MapMemory for FakeMap {
-    type Memory = usize;
+    /// The guest addresses.
+    type Memory = Vec<u64>;
 
-    fn map(&self, regions: &[RegionSpec]) -> Result<Arc<usize>, GuestMemoryError> {
+    fn map(&self, regions: &[RegionSpec]) -> Result<Arc<Vec<u64>>, GuestMemoryError> {
         assert!(!regions.is_empty());
+        self.mapped.set(self.mapped.get() + regions.len());
         match regions.iter().find(|region| region.guest_addr == NO_MEMORY_AT) {
             Some(region) => Err(GuestMemoryError::PastEndOfFile {
                 guest_addr: region.guest_addr,
                 needed: region.size,
                 actual: 0,
             }),
-            None => Ok(Arc::new(regions.len())),
+            None => Ok(Arc::new(regions.iter().map(|region| region.guest_addr).collect())),
         }
+    }
+
+    fn add(&self, memory: &Vec<u64>, region: &RegionSpec) -> Result<Arc<Vec<u64>>, GuestMemoryError> {
+        let added = self.map(std::slice::from_ref(region))?;
+        Ok(Arc::new([memory.as_slice(), &added].concat()))
+    }
+
+    fn remove(&self, memory: &Vec<u64>, guest_addr: u64, _: u64, _: u64) -> Arc<Vec<u64>> {
+        let stays = |addr: &u64| *addr != guest_addr;
+        Arc::new(memory.iter().copied().filter(stays).collect())
     }
 }
 
@@ -40,7 +57,7 @@ fn device(pairs: u16) -> Device<FakeMap> {
             max_queue_pairs: pairs,
             queue_num_as: QueueNum::Pairs,
         },
-        FakeMap,
+        FakeMap::default(),
     )
 }
 
@@ -267,10 +284,10 @@ fn reset_forgets_everything() {
         Arc::downgrade(&ring.kick.unwrap()),
         Arc::downgrade(&ring.call.unwrap()),
     ];
-    let file = Arc::downgrade(&device.memory()[0].fd);
+    let memory = Arc::downgrade(device.memory.as_ref().unwrap());
     let generation = device.memory_generation();
     device.reset();
-    assert!(fds.iter().all(|fd| fd.upgrade().is_none()) && file.upgrade().is_none());
+    assert!(fds.iter().all(|fd| fd.upgrade().is_none()) && memory.upgrade().is_none());
     assert!(device.memory().is_empty() && device.mapped_memory().is_none() && device.features() == 0);
     assert_ne!(device.memory_generation(), generation);
     assert_eq!(device.rings().count(), 2);

@@ -8,11 +8,15 @@ fn memory_is_replaced_added_and_removed() {
     now(&mut device, Request::SetProtocolFeatures(1 << 15));
     let mut offset = region(0x1000, 0x1000);
     offset.mmap_offset = 0x3000;
+    let file = Arc::downgrade(&offset.fd);
     now(&mut device, Request::AddMemReg(region(0, 0x1000)));
     now(&mut device, Request::AddMemReg(offset));
-    assert_eq!(device.mapped_memory().map(|memory| **memory), Some(2));
+    assert_eq!(**device.memory.as_ref().unwrap(), [0, 0x1000]);
+    assert!(file.upgrade().is_none(), "its fd is closed once it is mapped");
+    // For another queue pair.
+    now(&mut device, Request::AddMemReg(region(0, 0x1000)));
+    assert_eq!(device.mapper.mapped.get(), 2, "each was mapped once");
     let generation = device.memory_generation();
-    let file = Arc::downgrade(&device.memory()[1].fd);
     let user = |guest: u64| guest + 0x7f00_0000_0000;
     for (guest_addr, user_addr, size) in [
         (0x1000, user(0x1000), 0x2000),
@@ -39,15 +43,18 @@ fn memory_is_replaced_added_and_removed() {
         },
     );
     assert_ne!(device.memory_generation(), generation);
-    assert!(file.upgrade().is_none(), "its fd is closed");
-    now(
-        &mut device,
-        Request::RemMemReg {
-            guest_addr: 0,
-            user_addr: user(0),
-            size: 0x1000,
-        },
-    );
+    for holders in [1, 0] {
+        assert_eq!(**device.memory.as_ref().unwrap(), [0], "{holders}");
+        now(
+            &mut device,
+            Request::RemMemReg {
+                guest_addr: 0,
+                user_addr: user(0),
+                size: 0x1000,
+            },
+        );
+    }
+    assert_eq!(device.mapper.mapped.get(), 2, "what stays is not mapped anew");
     assert!(device.mapped_memory().is_none() && device.memory().is_empty());
     now(&mut device, Request::SetMemTable(vec![region(0x5000, 0x1000)]));
     assert_eq!(device.memory()[0].guest_addr, 0x5000);
