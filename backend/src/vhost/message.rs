@@ -13,7 +13,7 @@ use vhost::vhost_user::message::{
 };
 use vm_memory::ByteValued;
 use vmm_sys_util::eventfd::EventFd;
-use vnic_dataplane::memory::guest::RegionSpec;
+use vnic_dataplane::memory::guest::{MAX_TABLE_REGIONS, RegionSpec};
 use vnic_lb::mac::Mac;
 
 use super::eventfd;
@@ -27,7 +27,7 @@ pub const HEADER_SIZE: usize = 12;
 pub const MAX_PAYLOAD: usize = MAX_MSG_SIZE;
 
 /// Most fds of a message: one per memory region.
-pub const MAX_FDS: usize = 8;
+pub const MAX_FDS: usize = MAX_TABLE_REGIONS;
 
 /// Bytes of a reply: every reply that this back-end gives has a payload of 8.
 pub const REPLY_SIZE: usize = HEADER_SIZE + 8;

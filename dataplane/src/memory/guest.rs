@@ -16,6 +16,9 @@ pub use sigbus::loss_event;
 /// Most regions of one map: QEMU's own limit for memory slots (vhost-user GET_MAX_MEM_SLOTS).
 pub const MAX_REGIONS: usize = 509;
 
+/// Most regions of a SET_MEM_TABLE (vhost-user, "Memory regions description"): what is mapped beside the old table until that goes.
+pub const MAX_TABLE_REGIONS: usize = 8;
+
 /// One region, as SET_MEM_TABLE or ADD_MEM_REG describes it.
 #[derive(Debug, Clone)]
 pub struct RegionSpec {

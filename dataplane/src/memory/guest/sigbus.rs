@@ -13,10 +13,18 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// Mappings that can be guarded at once, in the whole process: a handler cannot allocate or lock.
-pub(super) const MAX_GUARDS: usize = 4096;
+use super::{MAX_REGIONS, MAX_TABLE_REGIONS};
+use crate::fabric::MAX_PORTS;
+
+/// Mappings that can be guarded at once, in the whole process: a handler cannot allocate or lock. As many as all ports can
+/// have, so that no front-end can leave none for another. The default vm.max_map_count leaves a third for all else.
+pub(super) const MAX_GUARDS: usize = MAX_PORTS * (MAX_REGIONS + MAX_TABLE_REGIONS);
+const _: () = assert!(MAX_GUARDS < 65530 / 3 * 2);
 
 static GUARDED: [Slot; MAX_GUARDS] = [const { Slot::new() }; MAX_GUARDS];
+/// Where to look for a free slot first, so that a full table is not searched for each.
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+/// Wakes the control thread.
 static LOSS: OnceLock<EventFd> = OnceLock::new();
 /// What SIGBUS did before.
 static PREVIOUS: OnceLock<Option<libc::sigaction>> = OnceLock::new();
@@ -109,9 +117,11 @@ impl Guard {
     /// Guards the mapping of `len` bytes at `start`. `None`: no slot is free.
     pub(super) fn new(start: usize, len: usize) -> Option<Guard> {
         PREVIOUS.get_or_init(install);
-        let slot = GUARDED
-            .iter()
-            .position(|slot| !slot.taken.swap(true, Ordering::Acquire))?;
+        let next = NEXT.load(Ordering::Relaxed);
+        let slot = (0..MAX_GUARDS)
+            .map(|at| (next + at) % MAX_GUARDS)
+            .find(|&at| !GUARDED[at].taken.swap(true, Ordering::Acquire))?;
+        NEXT.store((slot + 1) % MAX_GUARDS, Ordering::Relaxed);
         GUARDED[slot].lost.store(false, Ordering::Relaxed);
         GUARDED[slot].set(Range { start, len });
         Some(Guard { slot })
