@@ -205,6 +205,30 @@ fn front_ends_without_end_leak_nothing_and_do_not_fill_the_log() {
 }
 
 #[test]
+fn refusals_do_not_fill_the_log_whoever_reconnects() {
+    let daemon = Vnicd::start("adaptive");
+    for _ in 0..60 {
+        let mut stream = wait_for("a connection that is served", || {
+            let mut stream = daemon.connect("a");
+            get_features(&mut stream).then_some(stream)
+        });
+        send(&stream, &message(16, 1, &words(&[1 << 3])), &[]);
+        for _ in 0..8 {
+            // A ring that is none, with need_reply.
+            send(&stream, &message(8, 9, &state(77, 256)), &[]);
+            stream.read_exact(&mut [0; 20]).expect("a refusal");
+        }
+    }
+    daemon.serves("b");
+    assert!(
+        daemon
+            .log()
+            .contains("refused: request 8 (SET_VRING_NUM) names ring 77")
+    );
+    daemon.ends_well();
+}
+
+#[test]
 fn rings_that_cannot_start_are_not_told_of_for_every_message() {
     let daemon = Vnicd::start("adaptive");
     // The used rings are beyond the memory.

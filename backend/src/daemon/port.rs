@@ -308,7 +308,11 @@ impl PortRuntime {
                 "request {} {:?}", message.code, message.request
             );
             match self.device.handle(message)? {
-                Step::Done { reply, changed } => publish |= self.done(reply, changed)?,
+                Step::Done {
+                    reply,
+                    changed,
+                    refused,
+                } => publish |= self.done(reply, changed, refused)?,
                 Step::Quiesce(pending) => {
                     self.take_back(Then::Complete(pending));
                     publish = true;
@@ -358,7 +362,12 @@ impl PortRuntime {
         );
     }
 
-    fn done(&mut self, reply: Option<Reply>, changed: bool) -> Result<bool, Fault> {
+    fn done(&mut self, reply: Option<Reply>, changed: bool, refused: Option<Fault>) -> Result<bool, Fault> {
+        if let Some(refused) = refused
+            && let Some(withheld) = self.log.take(Instant::now())
+        {
+            warn!(port = self.state.name, withheld, "refused: {refused}");
+        }
         if changed {
             self.start_rings();
         }
@@ -443,7 +452,11 @@ impl PortRuntime {
         match then {
             Then::Complete(pending) => {
                 let result = match self.device.complete(pending) {
-                    Ok(Step::Done { reply, changed }) => self.done(reply, changed),
+                    Ok(Step::Done {
+                        reply,
+                        changed,
+                        refused,
+                    }) => self.done(reply, changed, refused),
                     // `complete` promises not to ask again; if it did, the front-end would hear no answer and hang up.
                     Ok(Step::Quiesce(_) | Step::Announce { .. }) => Ok(false),
                     Err(fault) => Err(fault),

@@ -16,9 +16,6 @@ use super::vring::{self, Format, RingView, Vring};
 /// Most queue pairs of a port: the kick, call and error messages have 8 bits for a ring's index.
 pub const MAX_QUEUE_PAIRS: u16 = 128;
 
-/// Refusals of one connection that are worth a warning; a front-end must not be able to fill the log.
-const WARNINGS: u32 = 8;
-
 /// What GET_QUEUE_NUM counts. Front-ends disagree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum QueueNum {
@@ -86,6 +83,8 @@ pub enum Step {
         /// What workers should run may differ now: look at [`Device::rings`] again. Always set after a quiesce, whose
         /// stopped rings are to be started again.
         changed: bool,
+        /// It was refused, as the reply says, and changed nothing: worth a line in the log, within the port's budget.
+        refused: Option<Fault>,
     },
     /// It changes something that running rings use. Stop this port's rings, hand their positions back with
     /// [`Device::set_base`], then call [`Device::complete`]. Handle no other message before.
@@ -127,7 +126,6 @@ pub struct Device<M: MapMemory = MapGuestMemory> {
     memory: Option<Arc<M::Memory>>,
     memory_generation: u64,
     vrings: Vec<Vring>,
-    refusals: u32,
 }
 
 impl Device {
@@ -183,7 +181,6 @@ impl<M: MapMemory> Device<M> {
             memory: None,
             memory_generation: 0,
             vrings: Vec::new(),
-            refusals: 0,
         };
         device.reset();
         device
@@ -226,7 +223,11 @@ impl<M: MapMemory> Device<M> {
                     answer => answer,
                 };
                 let changed = quiesced || (touched && (runnable_before || self.any_running()));
-                Ok(Step::Done { reply, changed })
+                Ok(Step::Done {
+                    reply,
+                    changed,
+                    refused: None,
+                })
             }
             Err(cause) => self.refuse(&message, cause, quiesced),
         }
@@ -294,7 +295,6 @@ impl<M: MapMemory> Device<M> {
         self.vrings.clear();
         self.vrings
             .resize_with(usize::from(self.config.max_queue_pairs) * 2, Vring::default);
-        self.refusals = 0;
     }
 
     fn format(&self) -> Format {
@@ -515,19 +515,16 @@ impl<M: MapMemory> Device<M> {
         self.memory_generation += 1;
     }
 
-    fn refuse(&mut self, message: &Message, cause: Refusal, changed: bool) -> Result<Step, Fault> {
+    fn refuse(&self, message: &Message, cause: Refusal, changed: bool) -> Result<Step, Fault> {
         let code = message.code;
+        let refused = Fault::Refused { code, cause };
         if code.has_own_reply() || !self.acknowledges(message) {
-            return Err(Fault::Refused { code, cause });
-        }
-        self.refusals = self.refusals.saturating_add(1);
-        match self.refusals {
-            0..=WARNINGS => tracing::warn!("refused: request {code} {cause}"),
-            _ => tracing::debug!("refused: request {code} {cause}"),
+            return Err(refused);
         }
         Ok(Step::Done {
             reply: Some(Reply::number(code, 1)),
             changed,
+            refused: Some(refused),
         })
     }
 

@@ -123,7 +123,7 @@ fn asking(request: Request) -> Message {
 /// Handles a request that must go through at once; gives its reply and whether something changed.
 fn now<M: MapMemory>(device: &mut Device<M>, request: Request) -> (Option<Reply>, bool) {
     match device.handle(plain(request)).unwrap() {
-        Step::Done { reply, changed } => (reply, changed),
+        Step::Done { reply, changed, .. } => (reply, changed),
         other => panic!("{other:?}"),
     }
 }
@@ -137,7 +137,7 @@ fn quiesced<M: MapMemory>(device: &mut Device<M>, request: Request, positions: &
         device.set_base(ring, *base);
     }
     match device.complete(pending).unwrap() {
-        Step::Done { reply, changed } => {
+        Step::Done { reply, changed, .. } => {
             assert!(changed, "stopped rings must be started again");
             reply
         }

@@ -93,7 +93,7 @@ fn memory_that_cannot_be_is_refused_and_the_old_table_stays() {
     for request in bad.iter().map(|bad| bad()).chain(wraps.map(Request::AddMemReg)) {
         let name = format!("{request:?}");
         // Before any ring is stopped.
-        let Step::Done { reply, changed } = device.handle(asking(request)).unwrap() else {
+        let Step::Done { reply, changed, .. } = device.handle(asking(request)).unwrap() else {
             panic!("{name}")
         };
         assert_eq!((number(reply), changed), (1, false), "{name}");
@@ -105,7 +105,7 @@ fn memory_that_cannot_be_is_refused_and_the_old_table_stays() {
     let Step::Quiesce(pending) = device.handle(asking(past_end())).unwrap() else {
         panic!()
     };
-    let Step::Done { reply, changed } = device.complete(pending).unwrap() else {
+    let Step::Done { reply, changed, .. } = device.complete(pending).unwrap() else {
         panic!()
     };
     assert_eq!((number(reply), changed), (1, true));

@@ -20,17 +20,21 @@ fn a_refusal_is_a_nack_if_asked_for_and_a_fault_if_not() {
     let Step::Done {
         reply,
         changed: false,
+        refused: Some(refused),
     } = device.handle(asking(bad())).unwrap()
     else {
         panic!()
     };
     assert_eq!(number(reply), 1);
+    let text = refused.to_string();
+    assert!(text.contains("sets a queue size of 40000"), "{text}");
     assert_eq!(view(&device, 0).size, 0);
     let good = asking(Request::SetVringNum { ring: 0, size: 32768 });
-    let Step::Done { reply, .. } = device.handle(good).unwrap() else {
+    let Step::Done { reply, refused, .. } = device.handle(good).unwrap() else {
         panic!()
     };
     assert_eq!(number(reply), 0);
+    assert!(refused.is_none());
     assert!(device.handle(plain(bad())).is_err());
     // A NACK would be taken for the ring's position.
     assert!(device.handle(asking(Request::GetVringBase { ring: 2 })).is_err());
@@ -128,6 +132,7 @@ fn bad_values_are_refused_and_change_nothing() {
         let Step::Done {
             reply,
             changed: false,
+            refused: Some(_),
         } = step
         else {
             panic!("{name}: {step:?}")
