@@ -113,6 +113,6 @@ fn a_ring_of_mapped_memory_can_be_run() {
     assert!(spec.call.is_none());
     // What runs the ring keeps the memory mapped that the front-end, gone by now, had shared.
     device.reset();
-    assert!(device.ring_spec(1).is_none() && device.mapped_memory().is_none());
+    assert!(device.ring_spec(1).is_none() && device.memory().is_empty());
     assert_eq!(Arc::strong_count(&spec.memory), 1);
 }

@@ -19,7 +19,6 @@ use vhost_support::{Port, event, memory, message, reply, send, state, words};
 use vmm_sys_util::eventfd::EventFd;
 use vnic_backend::vhost::QueueNum;
 use vnic_backend::vhost::features::{MQ, OFFERED, PROTOCOL_FEATURES};
-use vnic_dataplane::memory::guest::GuestMemory;
 
 const USER: u64 = 0x7f12_3400_0000;
 
@@ -140,7 +139,7 @@ fn qemu_starts_stops_and_restarts_two_queue_pairs() {
     // Memory is hot-plugged and unplugged under running rings.
     let plugged = words(&[0, 0x10_0000_0000, 0x1000_0000, USER + 0x10_0000_0000, 0]);
     assert_eq!(qemu.acked(37, &plugged, &[&memory()]), 0);
-    assert_eq!(**qemu.port.device.mapped_memory().unwrap(), 3);
+    assert_eq!(qemu.port.device.memory().len(), 3);
     assert_eq!(qemu.acked(38, &plugged, &[]), 0);
     assert_eq!(
         qemu.acked(38, &plugged, &[]),
@@ -261,16 +260,4 @@ fn cloud_hypervisor_starts_two_queue_pairs_and_survives_a_refusal() {
     }
     // Each ring's enabling, and the addition of memory that was not refused, found rings running.
     assert_eq!(port.quiesces, 4 + 1);
-}
-
-/// The default mapper is the real one.
-#[test]
-fn a_device_maps_guest_memory_unless_told_otherwise() {
-    let config = vnic_backend::vhost::DeviceConfig {
-        max_queue_pairs: 1,
-        queue_num_as: QueueNum::Rings,
-    };
-    let device = vnic_backend::vhost::Device::new(config);
-    let mapped: Option<&std::sync::Arc<GuestMemory>> = device.mapped_memory();
-    assert!(mapped.is_none() && device.ring_spec(0).is_none() && device.ring_spec(99).is_none());
 }

@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use vnic_dataplane::fabric::VlanMode;
+use vnic_dataplane::fabric::{self, VlanMode};
 use vnic_dataplane::probe::{ProbeTarget, ProbeTargetError};
 use vnic_lb::limits::{SessionLimits, Timeouts};
 use vnic_lb::mac::Mac;
@@ -44,8 +44,9 @@ pub const DEFAULT_SESSIONS: usize = 262_144;
 pub const DEFAULT_UPDELAY_MS: u32 = 200;
 /// Most queue pairs of a port, and what a port offers unless `queues=` says otherwise.
 pub const MAX_QUEUE_PAIRS: u16 = 8;
+const _: () = assert!(MAX_QUEUE_PAIRS as usize <= fabric::MAX_QUEUE_PAIRS);
 /// Most ports of one daemon.
-pub const MAX_PORTS: usize = 64;
+pub const MAX_PORTS: usize = fabric::MAX_PORTS;
 /// Most workers.
 pub const MAX_WORKERS: usize = 64;
 

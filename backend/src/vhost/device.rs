@@ -12,9 +12,7 @@ use super::features::{self, MAX_MEM_SLOTS};
 use super::message::{Code, Message, Reply, Request};
 use super::regions::{RegionTable, SharedRegion};
 use super::vring::{self, Format, RingView, Vring};
-
-/// Most queue pairs of a port: the kick, call and error messages have 8 bits for a ring's index.
-pub const MAX_QUEUE_PAIRS: u16 = 128;
+use crate::config::MAX_QUEUE_PAIRS;
 
 /// What GET_QUEUE_NUM counts. Front-ends disagree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -124,7 +122,6 @@ pub struct Device<M: MapMemory = MapGuestMemory> {
     protocol: VhostUserProtocolFeatures,
     table: RegionTable,
     memory: Option<Arc<M::Memory>>,
-    memory_generation: u64,
     vrings: Vec<Vring>,
 }
 
@@ -179,7 +176,6 @@ impl<M: MapMemory> Device<M> {
             protocol: VhostUserProtocolFeatures::empty(),
             table: RegionTable::default(),
             memory: None,
-            memory_generation: 0,
             vrings: Vec::new(),
         };
         device.reset();
@@ -272,18 +268,6 @@ impl<M: MapMemory> Device<M> {
         self.table.regions()
     }
 
-    /// The same, mapped.
-    #[must_use]
-    pub fn mapped_memory(&self) -> Option<&Arc<M::Memory>> {
-        self.memory.as_ref()
-    }
-
-    /// Changes whenever the memory table does.
-    #[must_use]
-    pub fn memory_generation(&self) -> u64 {
-        self.memory_generation
-    }
-
     /// The front-end went away: all that it set up is forgotten, every fd closed, memory let go. Stop the port's rings
     /// first; a ring that still holds the memory keeps it mapped.
     pub fn reset(&mut self) {
@@ -291,7 +275,6 @@ impl<M: MapMemory> Device<M> {
         self.protocol = VhostUserProtocolFeatures::empty();
         self.table = RegionTable::default();
         self.memory = None;
-        self.memory_generation += 1;
         self.vrings.clear();
         self.vrings
             .resize_with(usize::from(self.config.max_queue_pairs) * 2, Vring::default);
@@ -438,7 +421,7 @@ impl<M: MapMemory> Device<M> {
                     [] => None,
                     regions => Some(self.mapper.map(regions).map_err(Refusal::Map)?),
                 };
-                self.use_memory(table, memory);
+                (self.table, self.memory) = (table, memory);
             }
             Request::AddMemReg(region) => {
                 let table = self.table.with(&region)?;
@@ -449,7 +432,7 @@ impl<M: MapMemory> Device<M> {
                     Some(memory) => self.mapper.add(memory, &region),
                     None => self.mapper.map(&[region]),
                 };
-                self.use_memory(table, Some(memory.map_err(Refusal::Map)?));
+                (self.table, self.memory) = (table, Some(memory.map_err(Refusal::Map)?));
             }
             Request::RemMemReg {
                 guest_addr,
@@ -465,7 +448,7 @@ impl<M: MapMemory> Device<M> {
                         self.mapper.remove(memory, guest_addr, user_addr, size)
                     }
                 });
-                self.use_memory(table, memory);
+                (self.table, self.memory) = (table, memory);
             }
             Request::SetVringNum { ring, size } => {
                 self.vring_mut(ring)?.size = vring::checked_size(self.format(), size)?;
@@ -507,12 +490,6 @@ impl<M: MapMemory> Device<M> {
             answer: None,
             touched: true,
         })
-    }
-
-    fn use_memory(&mut self, table: RegionTable, memory: Option<Arc<M::Memory>>) {
-        self.table = table;
-        self.memory = memory;
-        self.memory_generation += 1;
     }
 
     fn refuse(&self, message: &Message, cause: Refusal, changed: bool) -> Result<Step, Fault> {

@@ -9,6 +9,7 @@ use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatu
 use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vnic_dataplane::memory::guest::MAX_REGIONS;
 
 /// VIRTIO_F_VERSION_1, as a mask.
 pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
@@ -60,4 +61,4 @@ pub fn names(bits: u64) -> Vec<String> {
 }
 
 /// The answer to GET_MAX_MEM_SLOTS: as many as KVM long had for a guest, so no front-end needs more.
-pub const MAX_MEM_SLOTS: usize = 509;
+pub const MAX_MEM_SLOTS: usize = MAX_REGIONS;

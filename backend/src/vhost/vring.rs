@@ -8,11 +8,9 @@ use std::sync::Arc;
 
 use vhost::vhost_user::message::VhostUserVringAddrFlags;
 use vmm_sys_util::eventfd::EventFd;
+use vnic_dataplane::virtq::MAX_RING_SIZE;
 
 use super::fault::Refusal;
-
-/// Largest ring (virtio 1.2, 2.7 and 2.8.10.1).
-const MAX_RING_SIZE: u32 = 32768;
 
 /// Where the parts of a ring are, in the front-end's (user) addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +105,8 @@ pub struct RingView<'a> {
 pub(super) fn checked_size(format: Format, size: u32) -> Result<u16, Refusal> {
     match u16::try_from(size) {
         Ok(valid)
-            if (1..=MAX_RING_SIZE).contains(&size) && (format != Format::Split || size.is_power_of_two()) =>
+            if (1..=MAX_RING_SIZE).contains(&valid)
+                && (format != Format::Split || valid.is_power_of_two()) =>
         {
             Ok(valid)
         }
