@@ -138,7 +138,7 @@ fn privileges(facts: &HostFacts, findings: &mut Findings) {
             Level::Note,
             "open-files",
             format!("at most {limit} open files"),
-            "a port with 8 queue pairs takes about 40, and each region of guest memory one more",
+            "a port with 8 queue pairs takes about 50",
             format!("ulimit -n {OPEN_FILES}, or LimitNOFILE={OPEN_FILES} in the unit"),
         ),
         _ => findings.ok("open-files", "enough open files"),
