@@ -17,10 +17,12 @@ const EXAMPLES: &str = "Examples:
           --port name=b,socket=/run/vnic/b.sock --nic eth1
   A local switch between two guests, without a NIC:
     vnicd --port name=a,socket=/run/vnic/a.sock --port name=b,socket=/run/vnic/b.sock
-  QEMU's side of a port:
+  QEMU's side of a port (vectors: two for each queue pair, and two):
+    -accel kvm -cpu host -m 1G -smp 2
     -object memory-backend-memfd,id=ram,size=1G,share=on -machine memory-backend=ram
-    -chardev socket,id=c0,path=/run/vnic/vm.sock -netdev vhost-user,id=n0,chardev=c0
-    -device virtio-net-pci,netdev=n0
+    -chardev socket,id=c0,path=/run/vnic/vm.sock,reconnect=1 -netdev vhost-user,id=n0,chardev=c0,queues=2
+    -device virtio-net-pci,netdev=n0,mq=on,vectors=6
+  Without KVM: -accel tcg, no -cpu, vectors=0 (QEMU 7.2 crashes there when a guest uses MSI-X with vhost-user).
 
 Log: on stderr, by default at level info; RUST_LOG=debug (or vnic_backend=debug, warn, error) chooses another.
   error: something cannot do its job; warn: wrong, and survived; info: life cycle; debug: protocol messages.";
