@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use vnic_tests::binaries::binary;
-use vnic_tests::daemon::{Daemon, DaemonOptions};
+use vnic_tests::daemon::{Daemon, DaemonOptions, features};
 use vnic_tests::fabric::{Fabric, PEER_IPV4};
 use vnic_tests::frontend::Device;
 use vnic_tests::lag::Distribution;
@@ -348,19 +348,6 @@ fn garbage_on_an_unused_port_leaves_it_usable() -> Result<()> {
             Ok((daemon.query("ports")?["ports"][0]["state"] == "listening").then_some(()))
         },
     )?;
-    // GET_FEATURES (request 1) is answered: 12 bytes of header, 8 of body.
-    let mut stream = UnixStream::connect(daemon.socket("a"))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let mut request = Vec::new();
-    for field in [1u32, 1, 0] {
-        request.extend(field.to_ne_bytes());
-    }
-    stream.write_all(&request)?;
-    let mut answer = [0u8; 20];
-    stream.read_exact(&mut answer)?;
-    assert_eq!(
-        u32::from_ne_bytes([answer[0], answer[1], answer[2], answer[3]]),
-        1
-    );
+    features(&mut UnixStream::connect(daemon.socket("a"))?)?;
     Ok(())
 }

@@ -57,12 +57,7 @@ fn a_veth_connects_host_and_guest() -> Result<()> {
         offload(&host, VNIC_END, "rx-vlan-offload")?,
         "rx-vlan-offload: off"
     );
-    let vnic = Vnic {
-        packed: false,
-        socket: port_socket(folder.path(), "p0"),
-        mac: guest_mac(0),
-        queues: 1,
-    };
+    let vnic = Vnic::new(port_socket(folder.path(), "p0"), &guest_mac(0));
     let guest = Guest::launch(folder.path(), &GuestOptions::new("g0", vec![vnic]))?
         .booted(1)
         .with_context(|| format!("the end of vnicd's log:\n{}", daemon.log_tail(30)))?;

@@ -45,9 +45,8 @@ fn terminate_and_start(mut scene: Scene) -> Result<()> {
         has_program(&scene, "up0")?,
         "vnicd runs without an XDP program on up0"
     );
-    let (status, took) = scene.take_daemon()?.terminate()?;
+    let (status, _) = scene.take_daemon()?.terminate()?;
     assert!(status.success(), "vnicd ended with {status}: {}", scene.log(20));
-    assert!(took < Duration::from_secs(3), "vnicd took {took:?} to end");
     wait_no_program(&scene)?;
     for socket in ["p0.sock", "control.sock"] {
         assert!(

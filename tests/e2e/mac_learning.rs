@@ -1,15 +1,12 @@
 //! A guest without a configured address may learn only one that is nobody else's; and frames that its NIC cannot send are counted.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 use vnic_tests::daemon::{Daemon, DaemonOptions, port_socket};
 use vnic_tests::fabric::Fabric;
 use vnic_tests::lag::Distribution;
 use vnic_tests::lock::MachineLock;
-use vnic_tests::process::wait_for;
 use vnic_tests::qemu::{Guest, GuestOptions, Vnic, prepare};
-use vnic_tests::scene::{guest_ipv4, guest_mac, guest_mac_bytes};
+use vnic_tests::scene::{guest_ipv4, guest_mac, guest_mac_bytes, wait};
 use vnic_tests::traffic::raw::experimental_frame;
 
 fn bytes(mac: &str) -> Result<[u8; 6]> {
@@ -18,10 +15,6 @@ fn bytes(mac: &str) -> Result<[u8; 6]> {
         *byte = u8::from_str_radix(text, 16)?;
     }
     Ok(out)
-}
-
-fn wait<T>(what: &str, ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    wait_for(what, Duration::from_secs(20), Duration::from_millis(50), ready)
 }
 
 #[test]
@@ -37,12 +30,7 @@ fn only_an_address_of_nobody_else_is_learned() -> Result<()> {
     let mut options = DaemonOptions::new(&[("p0", ""), ("p1", "52:54:00:00:77:01")], &fabric.nics(), 1);
     options.ports[0].mac = None;
     let daemon = Daemon::start(&fabric.host, folder.path(), &options)?;
-    let vnic = Vnic {
-        packed: false,
-        socket: port_socket(folder.path(), "p0"),
-        mac: guest_mac(0),
-        queues: 1,
-    };
+    let vnic = Vnic::new(port_socket(folder.path(), "p0"), &guest_mac(0));
     let guest = Guest::launch(folder.path(), &GuestOptions::new("g0", vec![vnic]))?
         .booted(1)
         .with_context(|| daemon.log_tail(30))?;

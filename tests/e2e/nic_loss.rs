@@ -9,17 +9,6 @@ use vnic_tests::process::{run, wait_for};
 use vnic_tests::qemu::endpoint;
 use vnic_tests::scene::{ECHO_PORT, PATIENCE, Scene, Sessions, guest_ipv4};
 
-fn wait_alive(scene: &Scene, nic: usize, alive: bool) -> Result<()> {
-    let name = format!("up{nic}");
-    wait_for(
-        &format!("alive={alive} of {name}"),
-        // Longer than a NIC is left out that fails again and again: on a busy machine answers to probes come too late.
-        Duration::from_secs(60),
-        Duration::from_millis(50),
-        || Ok((scene.daemon()?.nic_is_alive(&name)? == alive).then_some(())),
-    )
-}
-
 /// All sessions go on, and the frames from the guest leave by live links only.
 fn survive(scene: &Scene, sessions: &Sessions, dead: usize, when: &str) -> Result<()> {
     let before = scene.fabric.counters();
@@ -47,10 +36,10 @@ fn lose_each_in_turn(workers: u32) -> Result<()> {
     let sessions = scene.open_sessions(24)?;
     for nic in [0, 1, 0] {
         scene.fabric.link_down(nic)?;
-        wait_alive(&scene, nic, false)?;
+        scene.daemon()?.wait_alive(&format!("up{nic}"), false)?;
         survive(&scene, &sessions, nic, &format!("with up{nic} down"))?;
         scene.fabric.link_up(nic)?;
-        wait_alive(&scene, nic, true)?;
+        scene.daemon()?.wait_alive(&format!("up{nic}"), true)?;
         sessions.advance(&scene, &format!("with up{nic} back"))?;
     }
     sessions.finish(&scene)
@@ -72,13 +61,13 @@ fn sessions_outlive_the_loss_of_all_nics() -> Result<()> {
     let sessions = scene.open_sessions(8)?;
     for nic in [0, 1] {
         scene.fabric.link_down(nic)?;
-        wait_alive(&scene, nic, false)?;
+        scene.daemon()?.wait_alive(&format!("up{nic}"), false)?;
     }
     scene.fabric.link_up(1)?;
-    wait_alive(&scene, 1, true)?;
+    scene.daemon()?.wait_alive("up1", true)?;
     survive(&scene, &sessions, 0, "with one NIC back")?;
     scene.fabric.link_up(0)?;
-    wait_alive(&scene, 0, true)?;
+    scene.daemon()?.wait_alive("up0", true)?;
     sessions.advance(&scene, "with both NICs back")?;
     sessions.finish(&scene)
 }
@@ -88,10 +77,10 @@ fn an_operator_may_take_a_nic_down_on_the_host() -> Result<()> {
     let scene = Scene::set(2, 1, 1)?;
     let sessions = scene.open_sessions(8)?;
     scene.fabric.host.ip(&["link", "set", "up0", "down"])?;
-    wait_alive(&scene, 0, false)?;
+    scene.daemon()?.wait_alive("up0", false)?;
     survive(&scene, &sessions, 0, "with up0 taken down on the host")?;
     scene.fabric.host.ip(&["link", "set", "up0", "up"])?;
-    wait_alive(&scene, 0, true)?;
+    scene.daemon()?.wait_alive("up0", true)?;
     sessions.advance(&scene, "with up0 up again")?;
     sessions.finish(&scene)
 }
@@ -142,10 +131,10 @@ fn probes_find_a_link_that_is_up_and_carries_nothing() -> Result<()> {
         wait_probed(&scene, 0, 100, 100)?;
         wait_probed(&scene, 1, 100, 100)?;
         // Not at once: on a machine with more to do than CPUs three answers in a row may come too late.
-        wait_alive(&scene, 0, true)?;
-        wait_alive(&scene, 1, true)?;
+        scene.daemon()?.wait_alive("up0", true)?;
+        scene.daemon()?.wait_alive("up1", true)?;
         scene.fabric.black_hole(nic, true);
-        wait_alive(&scene, nic, false)?;
+        scene.daemon()?.wait_alive(&format!("up{nic}"), false)?;
         let cause = last_cause(&scene, nic)?;
         assert!(
             cause.contains("probes in a row were not answered"),
@@ -159,7 +148,7 @@ fn probes_find_a_link_that_is_up_and_carries_nothing() -> Result<()> {
             &format!("up{nic} leads nowhere, {target}"),
         )?;
         scene.fabric.black_hole(nic, false);
-        wait_alive(&scene, nic, true)?;
+        scene.daemon()?.wait_alive(&format!("up{nic}"), true)?;
         assert_eq!(last_cause(&scene, nic)?, "probes are answered again");
         sessions.advance(&scene, &format!("up{nic} leads somewhere, {target}"))?;
     }
@@ -170,8 +159,8 @@ fn probes_find_a_link_that_is_up_and_carries_nothing() -> Result<()> {
     wait_probed(&scene, 0, 20, 0)?;
     wait_probed(&scene, 1, 20, 0)?;
     sessions.advance(&scene, "without a target")?;
-    wait_alive(&scene, 0, true)?;
-    wait_alive(&scene, 1, true)?;
+    scene.daemon()?.wait_alive("up0", true)?;
+    scene.daemon()?.wait_alive("up1", true)?;
     daemon.vnic(&["nic", "set", "up0", "probe=off"])?;
     assert_eq!(daemon.nic("up0")?["probe"], serde_json::Value::Null);
     let refused = daemon
@@ -220,10 +209,10 @@ fn busy_and_silent_sessions_on_eight_nics_see_no_reset_over_many_losses() -> Res
     for round in 0..NICS + 4 {
         let nic = round % NICS;
         scene.fabric.link_down(nic)?;
-        wait_alive(&scene, nic, false)?;
+        scene.daemon()?.wait_alive(&format!("up{nic}"), false)?;
         survive(&scene, &busy, nic, &format!("round {round}, with up{nic} down"))?;
         scene.fabric.link_up(nic)?;
-        wait_alive(&scene, nic, true)?;
+        scene.daemon()?.wait_alive(&format!("up{nic}"), true)?;
         busy.advance(&scene, &format!("round {round}, with up{nic} back"))?;
     }
     // The guest is emulated: what it takes itself to answer is in both.

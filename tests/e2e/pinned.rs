@@ -14,7 +14,7 @@ use vnic_tests::frontend::Device;
 use vnic_tests::lock::MachineLock;
 use vnic_tests::process::{Process, wait_for};
 use vnic_tests::qemu::{Guest, GuestOptions, Vnic, endpoint, ping_from, prepare};
-use vnic_tests::scene::{ECHO_PORT, PATIENCE, guest_ipv4, guest_ipv6, guest_mac, guest_mac_bytes};
+use vnic_tests::scene::{ECHO_PORT, PATIENCE, guest_ipv4, guest_ipv6, guest_mac, guest_mac_bytes, wait};
 use vnic_tests::switches::Switches;
 use vnic_tests::traffic::echo::EchoServer;
 use vnic_tests::traffic::raw::{self, Capture};
@@ -23,18 +23,9 @@ use vnic_tests::traffic::sessions::{SessionGroup, SessionPlan};
 const ARP: u16 = 0x0806;
 const TAGGED: u16 = 0x8100;
 
-fn wait<T>(what: &str, ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    wait_for(what, PATIENCE, Duration::from_millis(50), ready)
-}
-
 /// A guest with a vNIC on each of these ports.
 fn boot(folder: &Path, daemon: &Daemon, ports: &[&str]) -> Result<Guest> {
-    let vnic = |(index, port): (usize, &&str)| Vnic {
-        packed: false,
-        socket: daemon.socket(port),
-        mac: guest_mac(index),
-        queues: 1,
-    };
+    let vnic = |(index, port): (usize, &&str)| Vnic::new(daemon.socket(port), &guest_mac(index));
     let vnics = ports.iter().enumerate().map(vnic).collect();
     Guest::launch(folder, &GuestOptions::new("guest", vnics))?
         .booted(1)
@@ -64,12 +55,6 @@ fn wait_learned(switches: &Switches, nic: usize, when: &str) -> Result<()> {
         &format!("the switch to find the guest behind up{nic} {when}"),
         || Ok((switches.learned(&guest_mac(0))? == Some(nic)).then_some(())),
     )
-}
-
-fn wait_alive(daemon: &Daemon, nic: usize, alive: bool) -> Result<()> {
-    wait(&format!("alive={alive} of up{nic}"), || {
-        Ok((daemon.nic_is_alive(&format!("up{nic}"))? == alive).then_some(()))
-    })
 }
 
 /// Waits until announcements of before are over.
@@ -155,7 +140,7 @@ fn switches_are_told_where_a_silent_guest_is() -> Result<()> {
 
     // The loss of its NIC costs no session.
     switches.set_port(first, "down")?;
-    wait_alive(&daemon, first, false)?;
+    daemon.wait_alive(&format!("up{first}"), false)?;
     let second = 1 - first;
     assert_eq!(home(&daemon)?, second);
     let start = from_peer.progress(false).least_echoed();
@@ -169,7 +154,7 @@ fn switches_are_told_where_a_silent_guest_is() -> Result<()> {
     assert_eq!(echo.stats().resets, 0);
     broadcasts_arrive_once(&switches, &guest, "with one NIC")?;
     switches.set_port(first, "up")?;
-    wait_alive(&daemon, first, true)?;
+    daemon.wait_alive(&format!("up{first}"), true)?;
     broadcasts_arrive_once(&switches, &guest, "with the NIC back")?;
     assert_eq!(home(&daemon)?, second, "a NIC that returns takes nobody away");
     wait_learned(&switches, second, "still")?;
@@ -214,7 +199,7 @@ fn switches_are_told_where_a_silent_guest_is() -> Result<()> {
 
     // An operator may empty a NIC.
     switches.set_port(second, "up")?;
-    wait_alive(&daemon, second, true)?;
+    daemon.wait_alive(&format!("up{second}"), true)?;
     let drained = daemon.vnic(&["nic", "drain", &format!("up{first}")])?;
     assert!(drained.contains("0 are left"), "{drained}");
     wait_learned(&switches, second, "when its NIC is drained")?;
@@ -347,7 +332,7 @@ fn each_address_in_each_vlan_is_balanced_and_announced_for_itself() -> Result<()
 
     // A NIC that is taken away hands its stations over.
     switches.set_port(0, "up")?;
-    wait_alive(&daemon, 0, true)?;
+    daemon.wait_alive("up0", true)?;
     let removed = daemon.vnic(&["nic", "remove", "up1"])?;
     assert!(removed.contains("4 stations go on by the others"), "{removed}");
     assert_eq!(stations(&daemon)?, [all, BTreeSet::new()]);
@@ -383,14 +368,14 @@ fn a_switch_that_leads_nowhere_is_found_by_probes_and_its_station_moves() -> Res
     })?;
 
     switches.set_uplink(first, "down")?;
-    wait_alive(&daemon, first, false)?;
+    daemon.wait_alive(&format!("up{first}"), false)?;
     let lost = daemon.nic(&format!("up{first}"))?;
     assert_eq!(lost["carrier"], true, "{lost}");
     wait_learned(&switches, second, "when its switch leads nowhere")?;
     assert_eq!(home(&daemon)?, second);
 
     switches.set_uplink(first, "up")?;
-    wait_alive(&daemon, first, true)?;
+    daemon.wait_alive(&format!("up{first}"), true)?;
     assert_eq!(home(&daemon)?, second, "a NIC that returns takes nobody away");
     let events = daemon.vnic(&["events"])?;
     for part in [

@@ -1,7 +1,6 @@
 //! What qemu/systemd and `make install` promise: activation by several named sockets, readiness, the rights of vnicd.service, units that
 //! systemd understands, and nothing left after `make uninstall`.
 
-use std::io::{Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::process::Command;
@@ -9,29 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use vnic_tests::binaries::{binary, source_root};
+use vnic_tests::daemon::features;
 use vnic_tests::fabric::Fabric;
 use vnic_tests::lag::Distribution;
 use vnic_tests::process::run;
 use vnic_tests::unit::{Activation, UnitDaemon, can_unlimit_memlock, unit_setting};
-
-/// Asks GET_FEATURES as a front-end does, and checks that there is an answer of the right shape.
-fn talk(stream: &mut UnixStream) -> Result<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    let request: Vec<u8> = [1u32, 1, 0]
-        .iter()
-        .flat_map(|field| field.to_ne_bytes())
-        .collect();
-    stream.write_all(&request)?;
-    let mut answer = [0u8; 20];
-    stream
-        .read_exact(&mut answer)
-        .context("no answer to GET_FEATURES")?;
-    assert_eq!(answer[..4], 1u32.to_ne_bytes());
-    assert_eq!(answer[8..12], 8u32.to_ne_bytes());
-    // VIRTIO_F_VERSION_1 is bit 32.
-    assert_eq!(answer[12 + 4] & 1, 1, "no VERSION_1 in {answer:?}");
-    Ok(())
-}
 
 /// The ports as `vnic` lists them: name, socket.
 fn ports(folder: &Path) -> Result<Vec<(String, String)>> {
@@ -60,7 +41,7 @@ fn several_sockets(arguments: &[&str]) -> Result<()> {
     let ready = daemon.wait_told("READY=1")?;
     assert!(ready.contains("STATUS=0 of 3 ports"), "{ready}");
     for front_end in &mut front_ends {
-        talk(front_end)?;
+        features(front_end)?;
     }
     daemon.wait_told("3 of 3 ports connected")?;
     let expected = names.map(|name| (name.to_owned(), daemon.socket(name).display().to_string()));
@@ -194,7 +175,7 @@ fn the_rights_of_the_unit_are_enough_and_none_is_too_many() -> Result<()> {
     let mut front_end = daemon.connect("a")?;
     let ready = daemon.wait_told("READY=1")?;
     assert!(ready.contains("2 of 2 NICs alive"), "{ready}");
-    talk(&mut front_end)?;
+    features(&mut front_end)?;
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.process().id()))?;
     let line = |key: &str| {
         status

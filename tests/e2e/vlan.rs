@@ -84,12 +84,7 @@ impl Stage {
             port.options = vlans.to_owned();
         }
         let daemon = Daemon::start(&fabric.host, folder.path(), &options)?;
-        let vnic = |(name, mac): &(&str, &str)| Vnic {
-            packed: false,
-            socket: port_socket(folder.path(), name),
-            mac: (*mac).to_owned(),
-            queues: 1,
-        };
+        let vnic = |(name, mac): &(&str, &str)| Vnic::new(port_socket(folder.path(), name), mac);
         let guest = Guest::launch(
             folder.path(),
             &GuestOptions::new("g", ports.iter().map(vnic).collect()),

@@ -1,11 +1,12 @@
 //! The daemon under test and its operator's command line.
 
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -70,6 +71,34 @@ impl DaemonOptions {
 pub struct Daemon {
     folder: PathBuf,
     process: Process,
+}
+
+/// Asks a port's socket for its features, as a front-end does (GET_FEATURES).
+///
+/// # Errors
+/// If there is no answer of the right shape, or VERSION_1 is not offered.
+pub fn features(stream: &mut UnixStream) -> Result<u64> {
+    stream.set_read_timeout(Some(START_LIMIT))?;
+    // Request, protocol version, size of the payload.
+    let request: Vec<u8> = [1u32, 1, 0]
+        .iter()
+        .flat_map(|field| field.to_ne_bytes())
+        .collect();
+    stream.write_all(&request)?;
+    let mut header = [0; 12];
+    stream
+        .read_exact(&mut header)
+        .context("no answer to GET_FEATURES")?;
+    ensure!(
+        header[..4] == 1u32.to_ne_bytes() && header[8..] == 8u32.to_ne_bytes(),
+        "an answer with the header {header:?}"
+    );
+    let mut features = [0; 8];
+    stream.read_exact(&mut features)?;
+    let features = u64::from_ne_bytes(features);
+    // VIRTIO_F_VERSION_1.
+    ensure!(features & 1 << 32 != 0, "no VERSION_1 in {features:#x}");
+    Ok(features)
 }
 
 /// The socket of a port, given the daemon's folder.
@@ -247,6 +276,20 @@ impl Daemon {
             .iter()
             .map(|id| u64::try_from(on(id)).unwrap_or(u64::MAX))
             .collect())
+    }
+
+    /// Waits until a NIC is alive, or not.
+    ///
+    /// # Errors
+    /// If it does not become so, or vnicd ends.
+    pub fn wait_alive(&self, nic: &str, alive: bool) -> Result<()> {
+        wait_for(
+            &format!("alive={alive} of {nic}"),
+            // Longer than a NIC is left out that fails again and again: on a busy machine answers to probes come too late.
+            Duration::from_secs(60),
+            Duration::from_millis(20),
+            || Ok((self.nic_is_alive(nic)? == alive).then_some(())),
+        )
     }
 
     /// Ends it with SIGTERM; returns the exit status and how long it took.

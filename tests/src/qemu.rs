@@ -34,6 +34,19 @@ pub struct Vnic {
     pub packed: bool,
 }
 
+impl Vnic {
+    /// A NIC with one queue pair and split rings.
+    #[must_use]
+    pub fn new(socket: PathBuf, mac: &str) -> Vnic {
+        Vnic {
+            socket,
+            mac: mac.to_owned(),
+            queues: 1,
+            packed: false,
+        }
+    }
+}
+
 /// What to boot.
 #[derive(Debug, Clone)]
 pub struct GuestOptions {

@@ -20,6 +20,14 @@ pub const ECHO_PORT: u16 = 7;
 /// Long enough for what TCP and QEMU retry by themselves.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Waits until `ready` has something to tell, for [`PATIENCE`] at most.
+///
+/// # Errors
+/// If it has nothing, and its own.
+pub fn wait<T>(what: &str, ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    wait_for(what, PATIENCE, Duration::from_millis(50), ready)
+}
+
 /// The MAC address of a guest, counted from 0.
 #[must_use]
 pub fn guest_mac(index: usize) -> String {

@@ -4,7 +4,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -440,12 +440,6 @@ impl VmHost {
             Ok(settled.then_some(now))
         })?;
         Ok(after - before - 1)
-    }
-
-    /// The end of the host's console, for error texts.
-    #[must_use]
-    pub fn console(&self) -> &Path {
-        self.guest.console()
     }
 }
 

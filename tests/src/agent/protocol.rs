@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use crate::traffic::bulk::{BulkPlan, BulkReport};
-use crate::traffic::echo::EchoStats;
 use crate::traffic::sessions::{SessionPlan, SessionsReport};
 use crate::traffic::udp::{UdpPlan, UdpReport};
 
@@ -46,11 +45,6 @@ pub enum Command {
     TcpEcho {
         /// Its port.
         port: u16,
-    },
-    /// What a TCP echo server has seen.
-    TcpEchoStats {
-        /// The number that `TcpEcho` answered.
-        server: u64,
     },
     /// Start a UDP echo server; answers with `Started`.
     UdpEcho {
@@ -169,8 +163,6 @@ pub enum Reply {
     },
     /// What a program wrote.
     Output(Output),
-    /// What a TCP echo server has seen.
-    EchoStats(EchoStats),
     /// What sessions have seen.
     Sessions(SessionsReport),
     /// What became of datagrams.

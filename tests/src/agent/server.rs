@@ -22,8 +22,9 @@ use crate::traffic::udp::{self, UdpEcho};
 
 /// Things that run between one command and another.
 enum Running {
-    TcpEcho(EchoServer),
     // Held for as long as the agent runs.
+    #[allow(dead_code, reason = "kept alive, never asked")]
+    TcpEcho(EchoServer),
     #[allow(dead_code, reason = "kept alive, never asked")]
     UdpEcho(UdpEcho),
     #[allow(dead_code, reason = "kept alive, never asked")]
@@ -132,10 +133,6 @@ impl Agent {
             Command::TcpEcho { port } => self.keep(Running::TcpEcho(EchoServer::start(port)?)),
             Command::UdpEcho { port } => self.keep(Running::UdpEcho(UdpEcho::start(port)?)),
             Command::BulkServer { port } => self.keep(Running::Bulk(BulkServer::start(port)?)),
-            Command::TcpEchoStats { server } => match hold(&self.running).get(&server) {
-                Some(Running::TcpEcho(echo)) => Reply::EchoStats(echo.stats()),
-                _ => bail!("{server} is no TCP echo server"),
-            },
             Command::StartSessions { plan } => self.keep(Running::Sessions(SessionGroup::start(&plan)?)),
             Command::SessionsProgress { group, reset_gaps } => match hold(&self.running).get(&group) {
                 Some(Running::Sessions(sessions)) => Reply::Sessions(sessions.progress(reset_gaps)),

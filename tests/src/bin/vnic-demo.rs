@@ -125,12 +125,7 @@ fn run(demo: &mut Demo, options: &Options, folder: &Path) -> Result<()> {
         "on QEMU's emulation, as KVM runs no guest here"
     };
     demo.say(&format!("Booting the guest {how}"));
-    let vnic = Vnic {
-        socket: daemon.socket("demo"),
-        mac: MAC.to_owned(),
-        queues: 1,
-        packed: false,
-    };
+    let vnic = Vnic::new(daemon.socket("demo"), MAC);
     let guest = Guest::boot(folder, &GuestOptions::new("demo", vec![vnic]))?;
     guest.configure("eth0", &[&format!("{GUEST_IPV4}/24")])?;
     let outcome = traffic(demo, options, &fabric, &daemon, &guest);

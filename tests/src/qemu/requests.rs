@@ -7,7 +7,6 @@ use anyhow::{Context, Result, bail};
 use super::{ANSWER_LIMIT, Guest, answered};
 use crate::agent::{Command, Interface, Output, Reply};
 use crate::traffic::bulk::{BulkPlan, BulkReport};
-use crate::traffic::echo::EchoStats;
 use crate::traffic::sessions::{SessionPlan, SessionsReport};
 use crate::traffic::udp::{UdpPlan, UdpReport};
 
@@ -98,17 +97,6 @@ impl Guest {
     /// If the port is taken.
     pub fn tcp_echo(&self, port: u16) -> Result<u64> {
         self.start(Command::TcpEcho { port }, ANSWER_LIMIT)
-    }
-
-    /// What a TCP echo server has seen.
-    ///
-    /// # Errors
-    /// If there is none with this number.
-    pub fn tcp_echo_stats(&self, server: u64) -> Result<EchoStats> {
-        match self.call(Command::TcpEchoStats { server }, ANSWER_LIMIT)? {
-            Reply::EchoStats(stats) => Ok(stats),
-            other => unexpected(&other),
-        }
     }
 
     /// Starts a UDP echo server.

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use serde::{Deserialize, Serialize};
 
 use super::listen;
 
@@ -19,7 +18,7 @@ const CONNECTIONS_MAX: usize = 4096;
 const PENDING_MAX: usize = 256 * 1024;
 
 /// What the server has seen so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EchoStats {
     /// Connections accepted.
     pub accepted: u64,
