@@ -204,6 +204,37 @@ fn the_rights_of_the_unit_are_enough_and_none_is_too_many() -> Result<()> {
 }
 
 #[test]
+fn the_service_waits_for_a_nic_and_gives_up_on_a_wrong_configuration() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let code = |options: &[&str]| -> Result<(Option<i32>, String)> {
+        let output = Command::new(binary("vnicd")?)
+            .arg("--socket-path")
+            .arg(folder.path().join("vm.sock"))
+            .arg("--control")
+            .arg(folder.path().join("control.sock"))
+            .arg("--state-dir")
+            .arg(folder.path())
+            .args(options)
+            .output()?;
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok((output.status.code(), message))
+    };
+    let (absent, message) = code(&["--nic", "nosuch0"])?;
+    assert!(message.contains("there is no such interface"), "{message}");
+    let (wrong, message) = code(&["--nic", "nosuch0,weight=heavy"])?;
+    assert!(message.contains("weight"), "{message}");
+
+    let setting = |key| unit_setting("vnicd.service", key);
+    assert_eq!(setting("Restart")?, "on-failure");
+    let prevented = setting("RestartPreventExitStatus")?.parse()?;
+    assert_eq!(wrong, Some(prevented));
+    assert_eq!(absent, Some(1));
+    assert_ne!(absent, Some(prevented));
+    assert_eq!(setting("StartLimitIntervalSec")?, "0");
+    Ok(())
+}
+
+#[test]
 fn installed_files_are_understood_and_uninstalled_without_a_trace() -> Result<()> {
     let staging = tempfile::tempdir()?;
     let make = |target: &str, destination: &str, prefix: &str| {
