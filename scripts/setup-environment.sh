@@ -87,12 +87,19 @@ if [ -n "$to_install" ]; then
 fi
 
 echo "Rust"
+wanted_rust=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "${BASH_SOURCE[0]}")/../Cargo.toml")
 if command -v cargo >/dev/null 2>&1 && command -v rustc >/dev/null 2>&1; then
-    present "$(rustc --version)"
+    # "rustc 1.95.0 (...)"; pre-releases have a suffix such as 1.95.0-nightly.
+    have_rust=$(rustc --version 2>/dev/null | cut -d ' ' -f 2 | cut -d - -f 1) || true
+    if [ "$(printf '%s\n' "$wanted_rust" "$have_rust" | sort -V | head -n 1)" = "$wanted_rust" ]; then
+        present "$(rustc --version)"
+    else
+        missing "Rust $wanted_rust or later (this is ${have_rust:-none}): install rustup (https://rustup.rs), then 'rustup default stable'"
+    fi
 elif [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
     present "cargo in ${CARGO_HOME:-$HOME/.cargo}/bin (add that to PATH)"
 else
-    missing "a Rust toolchain: install rustup, then 'rustup default stable'"
+    missing "Rust $wanted_rust or later: install rustup (https://rustup.rs), then 'rustup default stable'"
 fi
 
 echo "Huge pages (2 MiB; without them vnicd uses ordinary pages)"

@@ -67,10 +67,10 @@ impl FrameMemory {
 
     /// Fill -> Free at once: a received descriptor of a frame that is being skipped.
     pub(crate) fn skip_received(&self, owner: QueueOwner, chunks: &mut ChunkCache, address: u64) {
-        if let Some(index) = self.index_of(address) {
-            if self.move_on(index, state::fill(owner), state::FREE) {
-                chunks.put(index);
-            }
+        if let Some(index) = self.index_of(address)
+            && self.move_on(index, state::fill(owner), state::FREE)
+        {
+            chunks.put(index);
         }
     }
 
@@ -103,10 +103,10 @@ impl FrameMemory {
     /// Tx -> Free: a completed address.
     #[inline]
     pub(crate) fn take_completed(&self, owner: QueueOwner, chunks: &mut ChunkCache, address: u64) {
-        if let Some(index) = self.index_of(address) {
-            if self.move_on(index, state::tx(owner), state::FREE) {
-                chunks.put(index);
-            }
+        if let Some(index) = self.index_of(address)
+            && self.move_on(index, state::tx(owner), state::FREE)
+        {
+            chunks.put(index);
         }
     }
 
