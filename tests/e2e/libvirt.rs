@@ -86,9 +86,12 @@ fn domain(folder: &Path, socket: &Path, accelerator: &str) -> Result<String> {
     );
     let image = |file: &str| format!(">{}<", cache.join(file).display());
     let mut changes = vec![
-        (">/var/lib/vnic/guest/vmlinuz<".to_owned(), image("vmlinuz")),
         (
-            ">/var/lib/vnic/guest/initramfs.gz<".to_owned(),
+            ">/var/lib/libvirt/images/vnic-guest/vmlinuz<".to_owned(),
+            image("vmlinuz"),
+        ),
+        (
+            ">/var/lib/libvirt/images/vnic-guest/initramfs.gz<".to_owned(),
             image("initramfs.gz"),
         ),
         (
