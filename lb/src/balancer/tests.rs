@@ -1,3 +1,5 @@
+mod collisions;
+
 use std::collections::HashMap;
 use std::sync::Barrier;
 
