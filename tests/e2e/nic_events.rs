@@ -54,6 +54,17 @@ impl Host {
         Ok((output.status.code().unwrap_or(-1), log))
     }
 
+    /// Whether every group frame that reaches an interface is received.
+    fn takes_all_groups(&self, nic: &str) -> Result<bool> {
+        const IFF_ALLMULTI: u32 = 0x200;
+        let text = run(self
+            .host
+            .command("cat")
+            .arg(format!("/sys/class/net/{nic}/flags")))?;
+        let flags = text.trim().strip_prefix("0x").context("no flags")?;
+        Ok(u32::from_str_radix(flags, 16)? & IFF_ALLMULTI != 0)
+    }
+
     fn rx_queues(&self, nic: &str) -> Result<usize> {
         let listed = run(self
             .host
@@ -296,6 +307,7 @@ fn nics_are_added_weighed_drained_and_removed_at_run_time() -> Result<()> {
     let mut daemon = Daemon::start(&host.host, host.folder.path(), &options)?;
     let daemon = &mut daemon;
     for round in 0..2 {
+        assert!(!host.takes_all_groups("up1")?);
         let added = daemon.vnic(&["nic", "add", "up1,id=right,weight=3"])?;
         assert!(
             added.contains("NIC right added: interface up1, 1 queues"),
@@ -305,6 +317,7 @@ fn nics_are_added_weighed_drained_and_removed_at_run_time() -> Result<()> {
         let report = daemon.nic("right")?;
         assert_eq!((&report["weight"], &report["ifname"]), (&3.into(), &"up1".into()));
         assert!(host.host.ip(&["link", "show", "up1"])?.contains("xdp"));
+        assert!(host.takes_all_groups("up1")?);
 
         let set = daemon.vnic(&["nic", "set", "right", "weight=5", "--json"])?;
         let set: Value = serde_json::from_str(&set)?;
@@ -322,6 +335,7 @@ fn nics_are_added_weighed_drained_and_removed_at_run_time() -> Result<()> {
             !host.host.ip(&["link", "show", "up1"])?.contains("xdp"),
             "round {round}"
         );
+        assert!(!host.takes_all_groups("up1")?, "round {round}");
         assert!(daemon.nic("right").is_err());
         chunks_are_back(daemon, 1)?;
     }
@@ -374,6 +388,63 @@ fn nics_are_added_weighed_drained_and_removed_at_run_time() -> Result<()> {
     ];
     let expected: Vec<&str> = once.iter().chain(&once).copied().chain(["- algorithm"]).collect();
     assert_eq!(events, expected);
+    Ok(())
+}
+
+/// What places sessions now: its name, the weights in force, and why a new session would get its NIC.
+fn placing(daemon: &Daemon) -> Result<(String, Vec<Value>, String)> {
+    let flow = ["explain", "tcp", "10.0.0.1:80", "10.0.0.2:40000", "--json"];
+    let explained: Value = serde_json::from_str(&daemon.vnic(&flow)?)?;
+    let word = |value: &Value| value.as_str().map(str::to_owned).context("no word");
+    let algorithm = word(&explained["algorithm"])?;
+    assert_eq!(daemon.query("status")?["lb"], *algorithm);
+    let nics = explained["nics"].as_array().context("no list of NICs")?;
+    assert!(nics.iter().all(|nic| nic["speed_mbps"].is_u64()), "{explained}");
+    let weights = nics.iter().map(|nic| nic["weight"].clone());
+    Ok((algorithm, weights.collect(), word(&explained["reason"])?))
+}
+
+#[test]
+fn an_algorithm_is_chosen_by_file_environment_option_and_at_run_time() -> Result<()> {
+    let host = Host::new()?;
+    let file = host.folder.path().join("vnicd.toml");
+    std::fs::write(&file, "lb = \"weighted\"\n")?;
+    let mut options = DaemonOptions::new(&[("a", GUEST)], &["up0", "up1"].map(str::to_owned), 1);
+    options.arguments = vec!["--config".to_owned(), file.display().to_string()];
+    let start = |options: &DaemonOptions| -> Result<Daemon> {
+        let daemon = Daemon::start(&host.host, host.folder.path(), options)?;
+        daemon.wait_alive("up0", true)?;
+        daemon.wait_alive("up1", true)?;
+        Ok(daemon)
+    };
+    // Slots are dealt by link speed, the costs of NICs are compared, or neither.
+    let (by_slot, by_cost) = ("its slot's first NIC", "the lowest cost");
+    let expect = |daemon: &Daemon, algorithm: &str, weight: u64, reason: &str| -> Result<()> {
+        let (name, weights, because) = placing(daemon)?;
+        assert_eq!((&*name, weights), (algorithm, vec![weight.into(); 2]));
+        assert!(because.contains(reason), "{algorithm}: {because}");
+        Ok(())
+    };
+    const SPEED_OF_VETH: u64 = 10_000;
+    let daemon = start(&options)?;
+    expect(&daemon, "weighted", SPEED_OF_VETH, by_slot)?;
+    drop(daemon);
+    options.lb_algorithm = Some("adaptive");
+    let daemon = start(&options)?;
+    expect(&daemon, "adaptive", SPEED_OF_VETH, by_cost)?;
+    drop(daemon);
+    options.arguments.extend(["--lb", "hash"].map(str::to_owned));
+    let daemon = start(&options)?;
+    expect(&daemon, "hash", 1, by_slot)?;
+    for (algorithm, weight, reason) in [
+        ("weighted", SPEED_OF_VETH, by_slot),
+        ("adaptive", SPEED_OF_VETH, by_cost),
+        ("least_conn", SPEED_OF_VETH, by_cost),
+        ("hash", 1, by_slot),
+    ] {
+        daemon.vnic(&["lb", "set", algorithm])?;
+        expect(&daemon, algorithm, weight, reason)?;
+    }
     Ok(())
 }
 

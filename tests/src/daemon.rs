@@ -45,6 +45,8 @@ pub struct DaemonOptions {
     pub workers: u32,
     /// Further arguments.
     pub arguments: Vec<String>,
+    /// `LB_ALGORITHM` in its environment.
+    pub lb_algorithm: Option<&'static str>,
 }
 
 impl DaemonOptions {
@@ -63,6 +65,7 @@ impl DaemonOptions {
             topology: "lag",
             workers,
             arguments: Vec::new(),
+            lb_algorithm: None,
         }
     }
 }
@@ -163,7 +166,8 @@ impl Daemon {
         command
             .args(arguments(folder, options))
             .env("RUST_BACKTRACE", "1")
-            .env_remove("LB_ALGORITHM");
+            .env_remove("LB_ALGORITHM")
+            .envs(options.lb_algorithm.map(|word| ("LB_ALGORITHM", word)));
         let process = Process::start("vnicd", command, &folder.join("vnicd.log"))?;
         let mut daemon = Daemon {
             folder: folder.to_owned(),
