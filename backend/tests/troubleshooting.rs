@@ -1,6 +1,8 @@
-//! docs/troubleshooting.md has every error message of the daemon.
+//! docs/troubleshooting.md has every error message of the daemon, and every reason of a drop.
 
 use std::path::{Path, PathBuf};
+
+use vnic_dataplane::counters::DropReason;
 
 fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).expect("a folder of sources") {
@@ -39,16 +41,29 @@ fn messages(source: &str) -> Vec<String> {
     found
 }
 
-/// The longest part of a message that is the same whatever it names.
-fn fixed_part(message: &str) -> &str {
-    let parts = message.split(['{', '}']).step_by(2);
-    parts.max_by_key(|part| part.len()).unwrap_or_default().trim()
+/// Whether a line of the page has the parts of a message that are the same whatever it names, in their order.
+fn is_in(line: &str, message: &str) -> bool {
+    let mut rest = line;
+    message.split(['{', '}']).step_by(2).all(|part| {
+        let found = rest.split_once(part.trim());
+        rest = found.map_or("", |(_, after)| after);
+        found.is_some()
+    })
+}
+
+fn page() -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    std::fs::read_to_string(root.join("docs/troubleshooting.md")).expect("the page")
 }
 
 #[test]
 fn every_error_is_in_the_troubleshooting_page() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let page = std::fs::read_to_string(root.join("docs/troubleshooting.md")).unwrap();
+    let page = page();
+    let lines: Vec<&str> = page
+        .lines()
+        .filter(|line| line.starts_with("| ") || line.starts_with("- "))
+        .collect();
     let mut files = Vec::new();
     for folder in ["backend/src", "dataplane/src", "lb/src"] {
         sources(&root.join(folder), &mut files);
@@ -60,7 +75,27 @@ fn every_error_is_in_the_troubleshooting_page() {
     assert!(all.len() > 100, "messages are not found any more");
     let missing: Vec<&String> = all
         .iter()
-        .filter(|message| !page.contains(fixed_part(message)))
+        .filter(|message| !lines.iter().any(|line| is_in(line, message)))
         .collect();
     assert!(missing.is_empty(), "not in docs/troubleshooting.md: {missing:#?}");
+}
+
+#[test]
+fn every_reason_of_a_drop_is_in_the_troubleshooting_page() {
+    let page = page();
+    for reason in DropReason::ALL {
+        let name = reason.name();
+        let row = page
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{name}` | ")));
+        let cells: Vec<&str> = row
+            .unwrap_or_else(|| panic!("no row for `{name}`"))
+            .trim_matches('|')
+            .split(" | ")
+            .collect();
+        assert!(
+            cells.len() == 3 && cells.iter().all(|cell| !cell.trim().is_empty()),
+            "`{name}`: {cells:?}"
+        );
+    }
 }
