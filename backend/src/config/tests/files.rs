@@ -188,3 +188,39 @@ fn the_example_file_is_valid() {
         "it shows the defaults"
     );
 }
+
+/// The keys that the file may have in a table (or outside of all), as the parser lists them when it meets another one.
+fn keys(table: &str) -> Vec<String> {
+    let error = file::parse(&format!("{table}\nno-such-key = 1\n"), Path::new("vnicd.toml")).unwrap_err();
+    let error = error.to_string();
+    let (_, listed) = error.split_once("expected").expect("a list of keys");
+    let keys: Vec<String> = listed.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+    assert!(keys.len() > 2, "{table}: {error}");
+    keys
+}
+
+#[test]
+fn the_example_file_names_every_key() {
+    let example = include_str!("../../../../qemu/vnicd.example.toml");
+    let mut table = String::new();
+    let mut named = std::collections::BTreeSet::new();
+    for line in example.lines() {
+        if line.starts_with('[') {
+            table = line.to_owned();
+            // A table is named by its header.
+            named.insert((String::new(), line.trim_matches(['[', ']']).to_owned()));
+        }
+        let setting = line.strip_prefix("# ").unwrap_or(line);
+        if let Some((key, _)) = setting.split_once(" = ") {
+            named.insert((table.clone(), key.trim_end().to_owned()));
+        }
+    }
+    for table in ["", "[[port]]", "[[nic]]", "[timeouts]", "[limits]"] {
+        for key in keys(table) {
+            assert!(
+                named.contains(&(table.to_owned(), key.clone())),
+                "{table} {key} is not in the example"
+            );
+        }
+    }
+}
