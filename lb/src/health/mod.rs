@@ -22,7 +22,7 @@ pub use self::cause::Cause;
 pub use self::flap::FlapDamping;
 pub use self::nic::Fitness;
 use self::nic::NicHealth;
-pub use self::probe::{Cast, Prober, Step};
+pub use self::probe::{Cast, Prober, Says, Step};
 use crate::nics::{NicIndex, NicSet};
 use crate::{MAX_NICS, Millis};
 

@@ -27,11 +27,24 @@ pub enum Cast {
     Everybody,
 }
 
+/// What the last answer says of the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Says {
+    /// It does what it was asked for.
+    Well,
+    /// Where it is, which was known: that it is well has yet to be seen.
+    Known,
+    /// Where it is, and that is new.
+    Found,
+}
+
 /// What follows from a look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Step {
     /// To be told to [`super::Health::input`].
     pub verdict: Option<Input>,
+    /// An answer came to the probe under way.
+    pub answered: bool,
     /// Round trip of the answer that came, in microseconds.
     pub rtt_us: Option<u32>,
     /// A probe to send now.
@@ -47,6 +60,8 @@ pub struct Prober {
     /// Answers counted at the last look.
     answers: u64,
     lost: u32,
+    /// Everybody was asked where the target is, and it said so: the next probe is for the target.
+    located: bool,
     /// Slowest answer lately, in microseconds.
     peak_us: u64,
 }
@@ -60,14 +75,15 @@ impl Prober {
             next_us: 0,
             answers,
             lost: 0,
+            located: false,
             // How far the target is, is not known yet.
             peak_us: *PATIENCE_US.end() / SLACK,
         }
     }
 
-    /// Looks at the time and at what was answered. `answers`: how many so far, the last of them at `answered_us`;
-    /// both times by one clock, in microseconds. `busy`: frames move.
-    pub fn look(&mut self, now_us: u64, answers: u64, answered_us: u64, busy: bool) -> Step {
+    /// Looks at the time and at what was answered. `answers`: how many so far, the last of them at `answered_us` with what it
+    /// `says`; both times by one clock, in microseconds. `busy`: frames move.
+    pub fn look(&mut self, now_us: u64, answers: u64, answered_us: u64, says: Says, busy: bool) -> Step {
         let mut step = Step::default();
         let came = std::mem::replace(&mut self.answers, answers) != answers;
         match self.sent_us {
@@ -75,14 +91,22 @@ impl Prober {
                 // An answer to an earlier probe, that came before this one left, says as much of the NIC, and nothing of the time.
                 if let Some(rtt) = answered_us.checked_sub(sent) {
                     self.took(rtt);
-                    step.rtt_us = u32::try_from(rtt).ok();
+                    // How long the target takes to say where it is, is not what an echo takes.
+                    step.rtt_us = u32::try_from(rtt).ok().filter(|_| says == Says::Well);
                 }
                 self.sent_us = None;
-                self.lost = 0;
-                step.verdict = Some(Input::ProbeOk);
+                step.answered = true;
+                self.located = says != Says::Well;
+                if says != Says::Known {
+                    self.lost = 0;
+                }
+                match says {
+                    Says::Well => step.verdict = Some(Input::ProbeOk),
+                    Says::Known | Says::Found => self.next_us = now_us,
+                }
             }
             Some(sent) if now_us.saturating_sub(sent) >= self.patience_us() => {
-                self.sent_us = None;
+                (self.sent_us, self.located) = (None, false);
                 self.lost = self.lost.saturating_add(1);
                 step.verdict = Some(Input::ProbeLost);
                 self.next_us = if self.lost < VERDICT {
@@ -101,7 +125,7 @@ impl Prober {
         if self.sent_us.is_none() && now_us >= self.next_us {
             self.sent_us = Some(now_us);
             self.next_us = soon;
-            let everybody = self.lost % VERDICT == VERDICT - 1;
+            let everybody = self.lost % VERDICT == VERDICT - 1 && !self.located;
             step.send = Some(if everybody { Cast::Everybody } else { Cast::Target });
         }
         step
@@ -127,6 +151,7 @@ impl Prober {
     /// The interface has come back: what was counted before is over.
     pub fn restart(&mut self) {
         (self.sent_us, self.next_us, self.lost) = (None, 0, 0);
+        self.located = false;
     }
 
     fn pace_us(&self, busy: bool) -> u64 {
@@ -188,7 +213,9 @@ mod tests {
                 for at in self.coming.extract_if(.., |at| *at <= now) {
                     (self.answers, self.answered) = (self.answers + 1, at);
                 }
-                let step = self.prober.look(now, self.answers, self.answered, busy);
+                let step = self
+                    .prober
+                    .look(now, self.answers, self.answered, Says::Well, busy);
                 verdicts.extend(step.verdict);
                 if let Some(cast) = step.send {
                     sent.push((now - begin, cast));
@@ -248,11 +275,50 @@ mod tests {
         assert!(verdicts.iter().all(|verdict| *verdict == Input::ProbeOk));
     }
 
+    /// A target that answers when everybody is asked where it is, and nothing else; `says`: what that tells.
+    fn says_where_it_is(says: Says) -> Vec<Input> {
+        let (mut prober, mut answers, mut asked) = (Prober::new(0), 0, None);
+        let mut verdicts = Vec::new();
+        for now in (0..200_000).step_by(250) {
+            if asked.take() == Some(Cast::Everybody) {
+                answers += 1;
+            }
+            let step = prober.look(now, answers, now, says, true);
+            assert_eq!(step.rtt_us, None);
+            verdicts.extend(step.verdict);
+            asked = step.send.or(asked);
+        }
+        verdicts
+    }
+
+    #[test]
+    fn to_say_where_it_is_makes_no_target_well() {
+        let verdicts = says_where_it_is(Says::Known);
+        assert!(verdicts.len() > 3 && verdicts.iter().all(|verdict| *verdict == Input::ProbeLost));
+        // At a new address it gets another chance, and no verdict before it has used it.
+        let verdicts = says_where_it_is(Says::Found);
+        assert!(verdicts.iter().all(|verdict| *verdict == Input::ProbeLost));
+    }
+
+    #[test]
+    fn a_target_is_asked_itself_as_soon_as_it_was_found() {
+        let mut prober = Prober::new(0);
+        let mut cast = |now, answers, says| prober.look(now, answers, now, says, true).send;
+        assert_eq!(cast(1_000, 0, Says::Well), Some(Cast::Target));
+        assert_eq!(cast(1_100, 1, Says::Found), Some(Cast::Target));
+        assert_eq!(cast(50_000, 1, Says::Well), Some(Cast::Target), "lost");
+        assert_eq!(cast(100_000, 1, Says::Well), Some(Cast::Everybody), "lost again");
+        assert_eq!(cast(100_100, 2, Says::Known), Some(Cast::Target));
+        let step = prober.look(200_000, 2, 0, Says::Well, true);
+        assert_eq!(step.verdict, Some(Input::ProbeLost), "the third");
+        assert!(!prober.hurries(), "which is a verdict");
+    }
+
     #[test]
     fn what_could_not_be_sent_is_not_lost() {
         let mut prober = Prober::new(7);
         for now in 1..100 {
-            let step = prober.look(now * 1_000, 7, 0, true);
+            let step = prober.look(now * 1_000, 7, 0, Says::Well, true);
             assert_eq!(step.verdict, None);
             assert_eq!(step.send, Some(Cast::Target));
             prober.unsent();

@@ -9,7 +9,7 @@ use vnic_dataplane::memory::frames::FrameMemory;
 use vnic_dataplane::probe::{Answer, Asker, Injector, ProbeTarget, write_probe};
 use vnic_lb::MAX_NICS;
 use vnic_lb::balancer::Balancer;
-use vnic_lb::health::{Cast, Input, Prober};
+use vnic_lb::health::{Cast, Input, Prober, Says};
 use vnic_lb::nics::NicIndex;
 use vnic_lb::{Millis, mac::Mac};
 
@@ -36,6 +36,29 @@ struct Probing {
     prober: Prober,
     /// The target's link-layer address, once it has answered.
     known: Option<Mac>,
+    /// The probe under way asks where the target is, to have it echo then.
+    asks_where: bool,
+}
+
+impl Probing {
+    /// What the answer `from` this address says.
+    fn says(&self, from: Mac) -> Says {
+        match self.asks_where {
+            false => Says::Well,
+            true if self.known == Some(from) => Says::Known,
+            true => Says::Found,
+        }
+    }
+
+    /// Writes a probe, to everybody if the target's address is not known or may be another one now.
+    fn write(&mut self, cast: Cast, bytes: &mut Vec<u8>) {
+        let known = self.known.filter(|_| cast == Cast::Target);
+        let ProbePlan { target, asker } = &self.plan;
+        // Without an address of its own the NIC can ask for no echo.
+        self.asks_where =
+            matches!(target, ProbeTarget::Echo(_)) && asker.address.is_some() && known.is_none();
+        write_probe(bytes, asker, *target, known);
+    }
 }
 
 /// The probes of all NICs.
@@ -71,6 +94,7 @@ impl Probes {
                     plan,
                     prober: Prober::new(self.answers[at].count),
                     known: None,
+                    asks_where: false,
                 });
                 true
             }
@@ -109,14 +133,15 @@ impl Probes {
                 continue;
             };
             let (answer, view) = (self.answers[usize::from(index)], &watched.link.probes);
+            let (says, at_us) = (probing.says(answer.from), answer.at_ns / 1_000);
             let step = probing
                 .prober
-                .look(monotonic_us(), answer.count, answer.at_ns / 1_000, busy);
+                .look(monotonic_us(), answer.count, at_us, says, busy);
+            if step.answered {
+                probing.known = Some(answer.from);
+                view.answered.fetch_add(1, Ordering::Relaxed);
+            }
             if let Some(verdict) = step.verdict {
-                if verdict == Input::ProbeOk {
-                    probing.known = Some(answer.from);
-                    view.answered.fetch_add(1, Ordering::Relaxed);
-                }
                 self.injector.collect(&nic);
                 tell(index, verdict);
             }
@@ -125,8 +150,7 @@ impl Probes {
                 balancer.record_probe(index, now, place(probing.plan.target), rtt_us);
             }
             if let Some(cast) = step.send {
-                let known = probing.known.filter(|_| cast == Cast::Target);
-                write_probe(&mut self.bytes, &probing.plan.asker, probing.plan.target, known);
+                probing.write(cast, &mut self.bytes);
                 let injected = self.injector.send(&nic, &self.bytes);
                 owing |= injected.owing;
                 match injected.sent {
