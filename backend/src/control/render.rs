@@ -269,11 +269,20 @@ pub fn explain(report: &ExplainReport) -> String {
     ]);
     facts.row(["because".into(), report.reason.clone()]);
     let pinned = match (&report.pinned, report.pinned_ms) {
-        (Some(nic), Some(ms)) => format!("{nic}, {} ago", duration(ms)),
+        (Some(nic), Some(ms)) if of_station => format!("{nic}, {} ago", duration(ms)),
+        (Some(nic), Some(ms)) => format!("{nic}; created {} ago", duration(ms)),
         (Some(nic), None) => nic.clone(),
         (None, _) => format!("no such {what}"),
     };
-    facts.row(["pinned to".into(), pinned]);
+    let moved = match (report.has_moved, of_station) {
+        (false, _) => "",
+        (true, false) => ", moved since",
+        (true, true) => ", from another NIC",
+    };
+    facts.row(["pinned to".into(), pinned + moved]);
+    if let Some(nic) = &report.moves_to {
+        facts.row(["moves to".into(), format!("{nic}, at its next pause")]);
+    }
     facts.row(["algorithm".into(), report.algorithm.clone()]);
     facts.row([
         "slot".into(),
@@ -398,6 +407,17 @@ mod tests {
             ..ExplainReport::default()
         });
         assert!(text.contains("pinned to  no such station\n"), "{text}");
+        let text = explain(&ExplainReport {
+            key: "mac 52:54:00:00:00:01 vlan 100".into(),
+            pinned: Some("left".into()),
+            pinned_ms: Some(3250),
+            has_moved: true,
+            ..ExplainReport::default()
+        });
+        assert!(
+            text.contains("pinned to  left, 3.2 s ago, from another NIC\n"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -417,12 +437,15 @@ mod tests {
             reason: "the session is pinned to it".into(),
             pinned: Some("left".into()),
             pinned_ms: Some(3250),
+            has_moved: true,
+            moves_to: Some("right".into()),
             nics: vec![nic("left", true), nic("right", false)],
         });
         for part in [
             "leaves by  left\n",
             "because    the session is pinned to it\n",
-            "pinned to  left, 3.2 s ago\n",
+            "pinned to  left; created 3.2 s ago, moved since\n",
+            "moves to   right, at its next pause\n",
             "slot       7: right > left\n",
             "right  dead ",
         ] {

@@ -254,7 +254,7 @@ pub struct EventReport {
     pub uptime_us: u64,
     /// The NIC's id; `null`: it is not about one.
     pub nic: Option<String>,
-    /// `alive`, `lost`, `link`, `added`, `removed`, `returned`, `weight`, `drained`, `undrained` or `algorithm`.
+    /// `alive`, `lost`, `link`, `returned`, `moved`, `added`, `removed`, `weight`, `drained`, `undrained`, `probe` or `algorithm`.
     pub kind: String,
     /// Why, or what exactly.
     pub cause: String,
@@ -273,8 +273,14 @@ pub struct ExplainReport {
     pub order: Vec<String>,
     /// Id of the NIC that the session is pinned to; `null`: there is no such session.
     pub pinned: Option<String>,
-    /// Milliseconds since it was pinned first.
+    /// Milliseconds since it was pinned first, which may have been to another NIC; of a station, since it is this NIC's.
     pub pinned_ms: Option<u64>,
+    /// Whether it has been another NIC's.
+    #[serde(default)]
+    pub has_moved: bool,
+    /// Id of the NIC that it is asked to move to at its next pause; `null`: it may stay.
+    #[serde(default)]
+    pub moves_to: Option<String>,
     /// Id of the NIC that its next frame leaves by; `null`: none is alive.
     pub choice: Option<String>,
     /// Why.

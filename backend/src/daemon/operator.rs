@@ -325,6 +325,8 @@ pub(super) fn explain_report(explained: &Explanation, key: String) -> ExplainRep
         order: explained.order.iter().map(|nic| id(*nic)).collect(),
         pinned: explained.pinned.map(id),
         pinned_ms: explained.pinned_ms.map(u64::from),
+        has_moved: explained.has_moved,
+        moves_to: explained.moves_to.map(id),
         choice: explained.choice.map(id),
         reason: explained.reason.to_string(),
         nics: nics.collect(),
