@@ -20,6 +20,11 @@ use crate::host::channels;
 use crate::host::interface::Interface;
 use crate::host::netlink::link::Link;
 
+/// What reports call a NIC that is removed and has sessions still.
+pub(super) fn removed_nic(index: NicIndex) -> String {
+    format!("removed NIC {index}")
+}
+
 /// How far a NIC is.
 pub(super) enum Phase {
     /// Driven, and watched by the health thread.

@@ -11,7 +11,7 @@ use vnic_lb::pinned::Move;
 use vnic_lb::policy::Algorithm;
 
 use super::Daemon;
-use super::nic::{NicRuntime, Phase};
+use super::nic::{NicRuntime, Phase, removed_nic};
 use super::uplinks::Done;
 use crate::config;
 use crate::control::flow;
@@ -303,7 +303,7 @@ fn answered<T, E: std::fmt::Display>(
 pub(super) fn explain_report(explained: &Explanation, key: String) -> ExplainReport {
     let id = |index: NicIndex| {
         let found = explained.nics.iter().find(|nic| nic.state.nic == index);
-        found.map_or_else(|| format!("removed NIC {index}"), |nic| nic.state.info.id.clone())
+        found.map_or_else(|| removed_nic(index), |nic| nic.state.info.id.clone())
     };
     let nics = explained.nics.iter().map(|nic| ExplainedNic {
         id: nic.state.info.id.clone(),

@@ -349,11 +349,6 @@ impl Daemon {
             |at| format!("{text} of port {}", self.ports[at].state.name),
         )
     }
-
-    fn nic_id(&self, index: NicIndex) -> String {
-        let found = self.nics.iter().rev().find(|nic| nic.index() == index);
-        found.map_or_else(|| format!("removed NIC {index}"), |nic| nic.id().to_owned())
-    }
 }
 
 /// Addresses of the host's interfaces; none if the kernel does not tell.

@@ -172,10 +172,7 @@ impl Daemon {
     }
 
     fn sessions(&self, limit: usize) -> Reply {
-        let mut ids = vec![String::new(); MAX_NICS];
-        for nic in &self.nics {
-            nic.id().clone_into(&mut ids[usize::from(nic.index())]);
-        }
+        let ids: Vec<String> = (0..).take(MAX_NICS).map(|index| self.nic_id(index)).collect();
         let sessions = match limit {
             0 => Vec::new(),
             limit => self.balancer.sessions(self.engine.now(), limit),

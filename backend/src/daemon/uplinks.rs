@@ -18,7 +18,7 @@ use vnic_lb::pinned::Move;
 use super::Daemon;
 use super::drive::{Checked, Drive, locked_bytes};
 use super::health::{Command, News};
-use super::nic::{NicRuntime, Phase};
+use super::nic::{NicRuntime, Phase, removed_nic};
 use crate::config::NicConfig;
 use crate::control::protocol::{CallError, ErrorCode, Reply, Ticket};
 use crate::control::report::{NicAddedReport, NicSessionsReport};
@@ -154,6 +154,12 @@ impl Daemon {
     /// The NIC with this index: the newest, if one that is being removed still had it.
     pub(super) fn nic_at(&mut self, index: NicIndex) -> Option<&mut NicRuntime> {
         self.nics.iter_mut().rev().find(|nic| nic.index() == index)
+    }
+
+    /// Its id, or what it is called by that index alone once it is removed.
+    pub(super) fn nic_id(&self, index: NicIndex) -> String {
+        let found = self.nics.iter().rev().find(|nic| nic.index() == index);
+        found.map_or_else(|| removed_nic(index), |nic| nic.id().to_owned())
     }
 
     fn needs_tags(&self) -> bool {
