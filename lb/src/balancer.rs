@@ -40,6 +40,9 @@ use crate::table::{BATCH, Listed, Search, SessionTable, elapsed_ms};
 use crate::watch::AllNotes;
 use crate::{Clock, MAX_NICS, Millis, rebalance};
 
+/// Buckets that are listed without a pause.
+const LISTED_BUCKETS: usize = 4096;
+
 /// How the balancer is set up; fixed at start except where a method says otherwise.
 #[derive(Debug, Clone)]
 pub struct BalancerConfig {
@@ -259,11 +262,16 @@ impl Balancer {
             .expire(now.millis, &mut |meta| self.turn(0, now).expired(meta))
     }
 
-    /// Up to `limit` sessions, in no particular order.
-    #[must_use]
-    pub fn sessions(&self, now: Millis, limit: usize) -> Vec<SessionInfo> {
-        let sessions = self.table.iter().filter(|entry| !entry.key.is_fragment());
-        let info = |entry: Listed| SessionInfo {
+    /// Up to `limit` sessions, in no particular order, each read when it is asked for: millions need not be in memory twice. `None`
+    /// among them is a pause after some thousand buckets, full or empty, for whoever has other things to do. Ages are those of `now`.
+    pub fn sessions(
+        self: &Arc<Self>,
+        now: Millis,
+        limit: usize,
+    ) -> impl Iterator<Item = Option<SessionInfo>> + Send + use<> {
+        let balancer = Arc::clone(self);
+        let buckets = (0..).map_while(move |bucket| Some((bucket, balancer.table.entries(bucket)?)));
+        let info = move |entry: Listed| SessionInfo {
             key: entry.key,
             nic: entry.meta.nic(),
             age_ms: elapsed_ms(now, entry.created),
@@ -271,7 +279,18 @@ impl Balancer {
             frames: entry.frames,
             bytes: entry.bytes,
         };
-        sessions.take(limit).map(info).collect()
+        let mut left = limit;
+        buckets
+            .flat_map(move |(bucket, entries)| {
+                let sessions = entries.filter(|entry| !entry.key.is_fragment());
+                let pause = (bucket % LISTED_BUCKETS == LISTED_BUCKETS - 1).then_some(None);
+                sessions.map(move |entry| Some(info(entry))).chain(pause)
+            })
+            .take_while(move |found| {
+                let within = left > 0;
+                left -= usize::from(within && found.is_some());
+                within
+            })
     }
 
     /// Live sessions pinned to each NIC.

@@ -277,6 +277,9 @@ impl CallError {
     }
 }
 
+/// See [`Reply::Sessions`].
+pub type SessionList = Box<dyn Iterator<Item = Option<SessionReport>> + Send>;
+
 /// What the daemon answers.
 pub enum Reply {
     /// A report of bounded size.
@@ -285,8 +288,8 @@ pub enum Reply {
     Sessions {
         /// Sessions in the table.
         total: u64,
-        /// Those to list.
-        sessions: Box<dyn Iterator<Item = SessionReport> + Send>,
+        /// Those to list. `None` among them: nothing for now, and others may have their turn.
+        sessions: SessionList,
     },
     /// The answer follows by [`super::server::Server::answer`]; until then nothing more of this client is read.
     Later,

@@ -173,17 +173,11 @@ impl Daemon {
 
     fn sessions(&self, limit: usize) -> Reply {
         let ids: Vec<String> = (0..).take(MAX_NICS).map(|index| self.nic_id(index)).collect();
-        let sessions = match limit {
-            0 => Vec::new(),
-            limit => self.balancer.sessions(self.engine.now(), limit),
-        };
+        let sessions = self.balancer.sessions(self.engine.now(), limit);
+        let report = move |session: SessionInfo| session_report(&session, &ids);
         Reply::Sessions {
             total: self.balancer.stats().sessions,
-            sessions: Box::new(
-                sessions
-                    .into_iter()
-                    .map(move |session| session_report(&session, &ids)),
-            ),
+            sessions: Box::new(sessions.map(move |found| found.map(&report))),
         }
     }
 }

@@ -102,6 +102,11 @@ pub(super) fn received(number: u32, tcp_flags: u8) -> Observed {
     ))
 }
 
+/// Up to `limit` sessions.
+pub(super) fn listed(balancer: &Arc<Balancer>, now: Millis, limit: usize) -> Vec<SessionInfo> {
+    balancer.sessions(now, limit).flatten().collect()
+}
+
 pub(super) fn steer_one(balancer: &Balancer, now: Millis, frame: Observed) -> Option<NicIndex> {
     let mut out = Vec::new();
     balancer.steer(0, now, &mut burst_of(&[frame]), &mut out);
@@ -190,7 +195,7 @@ fn both_directions_are_one_session() {
     let balancer = balancer(4, 1000);
     balancer.observe(0, 100, &mut burst_of(&[received(1, tcp_flag::SYN)]));
     let nic = steer_one(&balancer, 200, sent(1, tcp_flag::SYN | tcp_flag::ACK)).unwrap();
-    let sessions = balancer.sessions(250, 10);
+    let sessions = listed(&balancer, 250, 10);
     assert_eq!(sessions.len(), 1);
     let session = &sessions[0];
     assert_eq!((session.nic, session.age_ms, session.idle_ms), (nic, 150, 50));
@@ -208,7 +213,7 @@ fn a_burst_of_one_new_session_makes_one_entry_and_counts_each_frame() {
     assert!(out.iter().all(|&nic| nic == out[0]));
     let stats = balancer.stats();
     assert_eq!((stats.sessions, stats.created), (1, 1));
-    assert_eq!(balancer.sessions(0, 10)[0].frames, 200);
+    assert_eq!(listed(&balancer, 0, 10)[0].frames, 200);
 }
 
 #[test]
@@ -234,7 +239,7 @@ fn a_syn_on_a_closed_session_is_decided_anew() {
     let stats = balancer.stats();
     assert_eq!((stats.sessions, stats.created, stats.repinned), (1, 2, 1));
     assert_eq!(
-        balancer.sessions(5, 1)[0].frames,
+        listed(&balancer, 5, 1)[0].frames,
         1,
         "the old session's frames are not the new one's"
     );
@@ -273,7 +278,7 @@ fn fragments_follow_the_first() {
         );
     }
     assert_eq!(
-        (balancer.stats().sessions, balancer.sessions(0, 100).len()),
+        (balancer.stats().sessions, listed(&balancer, 0, 100).len()),
         (64, 64),
         "sessions, not fragments"
     );
@@ -293,16 +298,14 @@ fn an_icmp_error_takes_the_way_of_its_session_and_makes_none() {
         let stateless = steer_one(&balancer, 0, error);
         assert_eq!(balancer.stats().sessions, u64::from(number));
         balancer.observe(0, 0, &mut burst_of(&[observed(&datagram)]));
-        let session = balancer
-            .sessions(0, 100)
+        let session = listed(&balancer, 0, 100)
             .into_iter()
             .find(|session| session.key == *error.parsed.key());
         assert_eq!(steer_one(&balancer, 0, error), session.map(|session| session.nic));
         assert_eq!(stateless, steer_one(&balancer, 0, error));
     }
     assert!(
-        balancer
-            .sessions(0, 100)
+        listed(&balancer, 0, 100)
             .iter()
             .all(|session| session.frames == 1)
     );
@@ -380,12 +383,12 @@ fn workers_agree_on_every_session() {
             "a pin left a live NIC"
         );
     }
-    let mut listed = [0u64; 8];
-    let sessions = balancer.sessions(ROUNDS, usize::MAX);
+    let mut counts = [0u64; 8];
+    let sessions = listed(&balancer, ROUNDS, usize::MAX);
     sessions
         .iter()
-        .for_each(|session| listed[usize::from(session.nic)] += 1);
-    assert_eq!(listed, balancer.sessions_per_nic());
+        .for_each(|session| counts[usize::from(session.nic)] += 1);
+    assert_eq!(counts, balancer.sessions_per_nic());
     let unique: HashMap<_, _> = sessions
         .iter()
         .map(|session| (session.key, session.nic))
@@ -394,6 +397,24 @@ fn workers_agree_on_every_session() {
         (unique.len(), sessions.len()),
         (SESSIONS as usize, SESSIONS as usize)
     );
+}
+
+#[test]
+fn sessions_are_listed_in_pieces() {
+    let balancer = balancer(2, 100_000);
+    steer_all(&balancer, 0, 5000);
+    let mut list = balancer.sessions(0, usize::MAX);
+    let first = list.by_ref().take_while(Option::is_some).count();
+    assert!(first > 0 && first < 5000, "{first}");
+    steer_all(&balancer, 0, 5001);
+    let others = list.filter(Option::is_some).count();
+    assert!((5000..=5001).contains(&(first + others)));
+    for limit in [0, 1, 4999] {
+        assert_eq!(listed(&balancer, 0, limit).len(), limit);
+    }
+    // The longest piece without a session.
+    let empty = self::balancer(2, 100_000);
+    assert!(empty.sessions(0, 1).next().is_some_and(|piece| piece.is_none()));
 }
 
 #[test]

@@ -320,13 +320,18 @@ impl SessionTable {
         }
     }
 
-    /// All entries, each read as a whole, in no particular order. One that moves or goes meanwhile may be left out
-    /// or come twice.
+    /// Entries of the bucket `index`, each read as a whole, in no particular order; `None`: there is no such bucket. One that
+    /// moves or goes meanwhile may be left out, or come in two buckets.
+    pub fn entries(&self, index: usize) -> Option<impl Iterator<Item = Listed> + use<>> {
+        let whole = (index < self.buckets.len()).then(|| self.whole(index))?;
+        let entries: [Option<Snapshot>; LANES] = std::array::from_fn(|lane| whole.snapshot(lane));
+        Some(entries.into_iter().flatten().map(Listed::from))
+    }
+
+    /// The entries of all buckets.
+    #[cfg(test)]
     pub fn iter(&self) -> impl Iterator<Item = Listed> + '_ {
-        (0..self.buckets.len())
-            .map(|index| self.whole(index))
-            .flat_map(|whole| (0..LANES).filter_map(move |lane| whole.snapshot(lane)))
-            .map(Listed::from)
+        (0..).map_while(|index| self.entries(index)).flatten()
     }
 }
 

@@ -4,8 +4,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use crate::control::protocol::{CallError, ErrorCode, Handler, MAX_LINE, Reply, Request, Ticket};
-use crate::control::report::SessionReport;
+use crate::control::protocol::{
+    CallError, ErrorCode, Handler, MAX_LINE, Reply, Request, SessionList, Ticket,
+};
 
 /// Output that is prepared ahead of what the client has read; the rest of a long list stays unwritten.
 const OUTPUT_BUFFER: usize = 64 * 1024;
@@ -30,7 +31,7 @@ pub(super) struct Connection {
     /// Bytes of `output` that are written.
     written: usize,
     /// The rest of a list, and whether an entry of it was written already.
-    rest: Option<(Box<dyn Iterator<Item = SessionReport> + Send>, bool)>,
+    rest: Option<(SessionList, bool)>,
     /// The client will send nothing more.
     input_ended: bool,
     /// Close once the output is written.
@@ -205,10 +206,14 @@ impl Connection {
             self.written = 0;
         }
         while self.output.len() < OUTPUT_BUFFER {
-            let Some(session) = sessions.next() else {
-                self.output.extend_from_slice(b"]}}\n");
-                self.rest = None;
-                return;
+            let session = match sessions.next() {
+                Some(Some(session)) => session,
+                Some(None) => return,
+                None => {
+                    self.output.extend_from_slice(b"]}}\n");
+                    self.rest = None;
+                    return;
+                }
             };
             let before = self.output.len();
             if *began {

@@ -26,7 +26,8 @@ impl Handler for Fake {
                 };
                 Ok(Reply::Sessions {
                     total: 1 << 20,
-                    sessions: Box::new(std::iter::repeat_n(session, *limit)),
+                    // Each with a pause before it.
+                    sessions: Box::new(std::iter::repeat_n([None, Some(session)], *limit).flatten()),
                 })
             }
             Request::Events { .. } => {
