@@ -17,6 +17,7 @@ mod port;
 mod probes;
 mod rarp;
 mod report;
+mod spares;
 mod stall;
 mod start;
 mod uplinks;

@@ -50,8 +50,8 @@ pub(super) enum Phase {
     Opening,
     /// An operator has it removed; as for [`Phase::Vanished`].
     Removing {
-        /// When; not known before the balancer has let go of it.
-        close_at: Option<Instant>,
+        /// When.
+        close_at: Instant,
     },
 }
 
@@ -63,6 +63,8 @@ pub(super) struct NicRuntime {
     pub(super) state: Arc<NicState>,
     pub(super) drive: Option<Drive>,
     pub(super) phase: Phase,
+    /// An operator wants it removed, which the keeper has yet to find possible.
+    pub(super) leaves: bool,
     pub(super) link: Arc<LinkView>,
     /// What the health thread was told to probe.
     pub(super) probing: Option<ProbePlan>,
@@ -105,6 +107,7 @@ impl NicRuntime {
                 generation: None,
                 returned: false,
             },
+            leaves: false,
             link: Arc::default(),
             probing: None,
             before: SocketCounters::default(),

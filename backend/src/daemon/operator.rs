@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use vnic_lb::MAX_NICS;
 use vnic_lb::balancer::Explanation;
-use vnic_lb::nics::{NicIndex, NicState};
+use vnic_lb::nics::NicIndex;
 use vnic_lb::parse::parse;
 use vnic_lb::pinned::Move;
 use vnic_lb::policy::Algorithm;
 
 use super::Daemon;
 use super::nic::{NicRuntime, Phase, removed_nic};
+use super::spares;
 use super::uplinks::Done;
 use crate::config;
 use crate::control::flow;
@@ -39,11 +40,6 @@ pub(super) enum Refusal {
     NoTopology,
     #[error("NIC {id} is being opened or removed now: try again in a moment")]
     Busy { id: String },
-    #[error(
-        "no NIC would be left that takes new sessions: first give another one a weight (`vnic nic set NIC weight=1`) or \
-         undrain it (`vnic nic undrain NIC`)"
-    )]
-    NoneLeft,
     #[error("weight {weight} is out of range: give 0 to {max}")]
     Weight { weight: u32, max: u32 },
     #[error("wait_s {wait_s} is out of range: give 0 to {MAX_WAIT_S}")]
@@ -93,6 +89,7 @@ impl Daemon {
             });
         };
         match nic.phase {
+            _ if nic.leaves => Err(Refusal::Busy { id: id.to_owned() }),
             Phase::Opening | Phase::Removing { .. } => Err(Refusal::Busy { id: id.to_owned() }),
             _ => Ok(nic),
         }
@@ -145,9 +142,6 @@ impl Daemon {
         if let Some(weight) = weight.filter(|weight| *weight > max) {
             return Err(Refusal::Weight { weight, max }.into());
         }
-        if weight == Some(0) {
-            self.check_others(index)?;
-        }
         let (balancer, id) = (Arc::clone(&self.balancer), id.to_owned());
         self.keeper.run(move || {
             let in_force = || {
@@ -158,7 +152,11 @@ impl Daemon {
                     .map_or(0, |nic| nic.weight)
             };
             let before = in_force();
-            let set = balancer.set_weight(index, weight);
+            let set = match weight {
+                Some(0) => spares::check(&balancer, index),
+                _ => Ok(()),
+            };
+            let set = set.and_then(|()| Ok(balancer.set_weight(index, weight)?));
             let report = NicWeightReport {
                 id: id.clone(),
                 weight: in_force(),
@@ -178,15 +176,12 @@ impl Daemon {
         drained: bool,
     ) -> Result<Reply, CallError> {
         let index = self.nic_called(id)?.index();
-        if drained {
-            self.check_others(index)?;
-        }
         let (balancer, id) = (Arc::clone(&self.balancer), id.to_owned());
         let (stations, counted, now) = (self.stations(), self.counted(), self.engine.now());
         self.keeper.run(move || {
             let (set, kind) = match drained {
-                true => (balancer.drain(index), "drained"),
-                false => (balancer.undrain(index), "undrained"),
+                true => (spares::drain(&balancer, index), "drained"),
+                false => (balancer.undrain(index).map_err(Into::into), "undrained"),
             };
             let mut sessions = *set.as_ref().unwrap_or(&0);
             let mut moves = Vec::new();
@@ -206,15 +201,6 @@ impl Daemon {
             answered(ticket, set, Some(id), kind, cause, &report, moves)
         });
         Ok(Reply::Later)
-    }
-
-    /// Whether another NIC would take sessions if this one did not.
-    fn check_others(&self, index: NicIndex) -> Result<(), Refusal> {
-        let takes = |nic: &NicState| nic.nic != index && !nic.drained && nic.info.weight != Some(0);
-        match self.balancer.nics().iter().any(takes) {
-            true => Ok(()),
-            false => Err(Refusal::NoneLeft),
-        }
     }
 
     /// `lb_set`

@@ -19,6 +19,7 @@ use super::Daemon;
 use super::drive::{Checked, Drive, locked_bytes};
 use super::health::{Command, News};
 use super::nic::{NicRuntime, Phase, removed_nic};
+use super::spares::{self, SpareError};
 use crate::config::NicConfig;
 use crate::control::protocol::{CallError, ErrorCode, Reply, Ticket};
 use crate::control::report::{NicAddedReport, NicSessionsReport};
@@ -48,13 +49,11 @@ pub(super) enum Done {
         index: NicIndex,
         opened: Result<Box<Opened>>,
     },
-    /// The balancer has let go of a NIC, which had so many sessions.
+    /// The balancer has let go of a NIC, or needs it.
     Released {
         ticket: Ticket,
         index: NicIndex,
-        sessions: u64,
-        /// Stations that other NICs have now.
-        moves: Vec<Move>,
+        released: Result<Released, SpareError>,
     },
     /// A NIC's sockets are closed.
     Closed,
@@ -69,6 +68,14 @@ pub(super) enum Done {
         /// Stations that other NICs have now.
         moves: Vec<Move>,
     },
+}
+
+/// What a NIC had that the balancer has let go of.
+pub(super) struct Released {
+    /// Or stations.
+    sessions: u64,
+    /// Stations that other NICs have now.
+    moves: Vec<Move>,
 }
 
 /// A NIC that was opened.
@@ -305,8 +312,7 @@ impl Daemon {
         due.into_iter().for_each(|index| self.reopen(index));
         self.remove_due(now);
         let deadline = |nic: &NicRuntime| match &nic.phase {
-            Phase::Vanished { close_at } => Some(*close_at),
-            Phase::Removing { close_at } => *close_at,
+            Phase::Vanished { close_at } | Phase::Removing { close_at } => Some(*close_at),
             Phase::Absent { retry_at } => *retry_at,
             Phase::Driven | Phase::Joining { .. } | Phase::Opening => None,
         };
@@ -315,7 +321,7 @@ impl Daemon {
 
     fn remove_due(&mut self, now: Instant) {
         let is_due =
-            |nic: &mut NicRuntime| matches!(&nic.phase, Phase::Removing { close_at: Some(at) } if *at <= now);
+            |nic: &mut NicRuntime| matches!(&nic.phase, Phase::Removing { close_at } if *close_at <= now);
         let removed: Vec<NicRuntime> = self.nics.extract_if(.., is_due).collect();
         for mut nic in removed {
             let at = self
@@ -381,6 +387,7 @@ impl Daemon {
         self.keeper.run(move || {
             let mut index = None;
             let opened = open(&config, allow, needs_tags, queues, &memory, |interface| {
+                spares::check_new(&balancer, &config.id, config.weight)?;
                 let nic = balancer.add_nic(&NicInfo {
                     id: config.id.clone(),
                     weight: config.weight,
@@ -405,20 +412,48 @@ impl Daemon {
     /// Begins to remove a NIC: the balancer first, then the workers, then the sockets.
     pub(super) fn begin_removing(&mut self, ticket: Ticket, index: NicIndex) {
         let Some(nic) = self.nic_at(index) else { return };
-        nic.phase = Phase::Removing { close_at: None };
-        self.health.tell(Command::Forget(index));
-        let balancer = Arc::clone(&self.balancer);
+        nic.leaves = true;
+        let (balancer, now) = (Arc::clone(&self.balancer), self.engine.now());
         let stations = self.stations();
-        let (had, now) = (stations.as_ref().map(|all| all.per_nic()), self.engine.now());
         self.keeper.run(move || {
-            let sessions = balancer.remove_nic(index).unwrap_or(0);
+            let had = stations.as_ref().map(|all| all.per_nic()[usize::from(index)]);
+            let released = spares::remove(&balancer, index).map(|sessions| Released {
+                sessions: had.unwrap_or(sessions),
+                moves: stations.map_or_else(Vec::new, |stations| stations.settle(now)),
+            });
             Done::Released {
                 ticket,
                 index,
-                sessions: had.map_or(sessions, |had| had[usize::from(index)]),
-                moves: stations.map_or_else(Vec::new, |stations| stations.settle(now)),
+                released,
             }
         });
+    }
+
+    /// The balancer has let go of a NIC, or needs it.
+    fn released(&mut self, ticket: Ticket, index: NicIndex, released: Result<Released, SpareError>) {
+        let counted = self.counted();
+        let Some(nic) = self.nic_at(index) else { return };
+        nic.leaves = false;
+        match released {
+            Ok(Released { sessions, moves }) => {
+                nic.phase = Phase::Removing {
+                    close_at: Instant::now() + FAREWELL,
+                };
+                let id = nic.id().to_owned();
+                let report = NicSessionsReport {
+                    id,
+                    sessions,
+                    counted,
+                };
+                self.removals.push((ticket, report));
+                self.health.tell(Command::Forget(index));
+                self.stations_moved(&moves);
+            }
+            Err(error) => {
+                let refused = CallError::new(ErrorCode::Refused, error.to_string());
+                self.answer(ticket, Err(refused));
+            }
+        }
     }
 
     /// Takes in what the keeper has done.
@@ -434,23 +469,8 @@ impl Daemon {
                 Done::Released {
                     ticket,
                     index,
-                    sessions,
-                    moves,
-                } => {
-                    self.stations_moved(&moves);
-                    let counted = self.counted();
-                    let Some(nic) = self.nic_at(index) else { continue };
-                    nic.phase = Phase::Removing {
-                        close_at: Some(Instant::now() + FAREWELL),
-                    };
-                    let id = nic.id().to_owned();
-                    let report = NicSessionsReport {
-                        id,
-                        sessions,
-                        counted,
-                    };
-                    self.removals.push((ticket, report));
-                }
+                    released,
+                } => self.released(ticket, index, released),
                 Done::Closed => {}
                 Done::Snooped(found) => self.snooped(found),
                 Done::Answer {
