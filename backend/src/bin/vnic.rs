@@ -127,6 +127,8 @@ enum NicCommand {
         output: Output,
     },
     /// Change a NIC's share of new sessions, or whom it probes; sessions that exist stay
+    ///
+    /// In topology pinned a weight of 0 moves its guests to others, as a drain does.
     Set {
         /// Its id
         #[arg(value_name = "NIC")]

@@ -143,6 +143,7 @@ impl Daemon {
             return Err(Refusal::Weight { weight, max }.into());
         }
         let (balancer, id) = (Arc::clone(&self.balancer), id.to_owned());
+        let (stations, clock) = (self.stations(), self.engine.watcher());
         self.keeper.run(move || {
             let in_force = || {
                 balancer
@@ -157,13 +158,18 @@ impl Daemon {
                 _ => Ok(()),
             };
             let set = set.and_then(|()| Ok(balancer.set_weight(index, weight)?));
+            let moves = match stations {
+                // As with a drain, or it would never be without any.
+                Some(stations) if set.is_ok() && weight == Some(0) => stations.evacuate(index, clock.now()),
+                _ => Vec::new(),
+            };
             let report = NicWeightReport {
                 id: id.clone(),
                 weight: in_force(),
                 before,
             };
             let cause = format!("{before} to {}", report.weight);
-            answered(ticket, set, Some(id), "weight", cause, &report, Vec::new())
+            answered(ticket, set, Some(id), "weight", cause, &report, moves)
         });
         Ok(Reply::Later)
     }
@@ -177,7 +183,7 @@ impl Daemon {
     ) -> Result<Reply, CallError> {
         let index = self.nic_called(id)?.index();
         let (balancer, id) = (Arc::clone(&self.balancer), id.to_owned());
-        let (stations, counted, now) = (self.stations(), self.counted(), self.engine.now());
+        let (stations, counted, clock) = (self.stations(), self.counted(), self.engine.watcher());
         self.keeper.run(move || {
             let (set, kind) = match drained {
                 true => (spares::drain(&balancer, index), "drained"),
@@ -188,7 +194,7 @@ impl Daemon {
             if let Some(stations) = stations.filter(|_| set.is_ok()) {
                 // A station never ends by itself, as a session does.
                 if drained {
-                    moves = stations.evacuate(index, now);
+                    moves = stations.evacuate(index, clock.now());
                 }
                 sessions = stations.per_nic()[usize::from(index)];
             }

@@ -413,13 +413,13 @@ impl Daemon {
     pub(super) fn begin_removing(&mut self, ticket: Ticket, index: NicIndex) {
         let Some(nic) = self.nic_at(index) else { return };
         nic.leaves = true;
-        let (balancer, now) = (Arc::clone(&self.balancer), self.engine.now());
+        let (balancer, clock) = (Arc::clone(&self.balancer), self.engine.watcher());
         let stations = self.stations();
         self.keeper.run(move || {
             let had = stations.as_ref().map(|all| all.per_nic()[usize::from(index)]);
             let released = spares::remove(&balancer, index).map(|sessions| Released {
                 sessions: had.unwrap_or(sessions),
-                moves: stations.map_or_else(Vec::new, |stations| stations.settle(now)),
+                moves: stations.map_or_else(Vec::new, |stations| stations.settle(clock.now())),
             });
             Done::Released {
                 ticket,
