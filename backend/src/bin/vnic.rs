@@ -140,6 +140,9 @@ enum NicCommand {
         output: Output,
     },
     /// Have a NIC take no new sessions; tells how many are left. In topology pinned its guests move to others
+    ///
+    /// Refused if no other NIC that takes new sessions is alive. Guests' broadcast and multicast leave by another one, too. Should the
+    /// others die later, new sessions go by it all the same.
     Drain {
         /// Its id
         #[arg(value_name = "NIC")]
