@@ -299,6 +299,15 @@ impl Balancer {
         self.counters.loads().sessions
     }
 
+    /// The NIC that broadcast and multicast leave by where any would do: the lowest that is alive and takes new sessions, else
+    /// the lowest that is alive. It follows from what is published, so all workers agree.
+    #[must_use]
+    pub fn designated(&self) -> Option<NicIndex> {
+        let (alive, plan) = (self.alive.snapshot(), self.plan.load());
+        let takes = |nic: &NicIndex| plan.weights[usize::from(*nic)] != 0;
+        members(alive).find(takes).or_else(|| members(alive).next())
+    }
+
     /// Counters.
     #[must_use]
     pub fn stats(&self) -> BalancerStats {

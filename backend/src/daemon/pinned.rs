@@ -13,7 +13,6 @@ use vnic_lb::pinned::{MAX_STATIONS, Move, Pin, Station, Stations};
 
 use super::Daemon;
 use super::announcer::Announcer;
-use super::nic::NicRuntime;
 use super::port::PortRuntime;
 use super::uplinks::Done;
 use crate::control::protocol::{CallError, ErrorCode, Reply};
@@ -243,11 +242,8 @@ impl Daemon {
         let alive = self.balancer.alive();
         let index = match &self.pinned {
             Some(pinning) => pinning.stations.view().pin(station)?.nic,
-            // Any link of an aggregate will do.
-            None => {
-                let all = self.nics.iter().map(NicRuntime::index);
-                all.filter(|index| alive.contains(*index)).min()?
-            }
+            // Any link of an aggregate would do.
+            None => self.balancer.designated()?,
         };
         let mut newest_first = self.nics.iter().rev();
         let nic = newest_first.find(|nic| nic.index() == index && alive.contains(index))?;

@@ -126,14 +126,6 @@ impl Fabric {
         Fabric { host_macs, ..self }
     }
 
-    /// The NIC that group frames leave by: the lowest that is in `alive` (bit i is NIC i). All workers agree on it, and it changes
-    /// only when a NIC dies or comes back.
-    #[must_use]
-    pub fn designated(&self, alive: u32) -> Option<usize> {
-        let lowest = alive.trailing_zeros() as usize;
-        (lowest < self.nics.len()).then_some(lowest)
-    }
-
     /// The port with this address that frames of `vlan` may reach.
     #[must_use]
     pub fn port_of(&self, vlan: u16, mac: Mac) -> Option<PortIndex> {

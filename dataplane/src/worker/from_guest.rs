@@ -125,7 +125,7 @@ impl Context {
             return self.stock.chunks.free(frame);
         }
         let nic = match self.stations() {
-            None => fabric.designated(self.balancer.alive().snapshot()),
+            None => self.balancer.designated().map(usize::from),
             Some(view) => self.station_nic(&view, port, self.memory.head(&frame)),
         };
         match nic.filter(|nic| *nic < fabric.nics.len()) {

@@ -61,7 +61,7 @@ impl Context {
                     .and_then(|station| view.steer(station))
                     .map(usize::from),
                 None if head.first().is_some_and(|byte| byte & 1 == 1) => {
-                    fabric.designated(self.balancer.alive().snapshot())
+                    self.balancer.designated().map(usize::from)
                 }
                 None => self.rescued_choices.get(at).copied().flatten().map(usize::from),
             };

@@ -418,6 +418,21 @@ fn sessions_are_listed_in_pieces() {
 }
 
 #[test]
+fn group_frames_keep_off_drained_nics() {
+    let balancer = balancer(3, 100);
+    assert_eq!(balancer.designated(), Some(0));
+    balancer.drain(0).unwrap();
+    assert_eq!(balancer.designated(), Some(1));
+    balancer.set_weight(1, Some(0)).unwrap();
+    assert_eq!(balancer.designated(), Some(2));
+    balancer.alive().set(2, false);
+    assert_eq!(balancer.designated(), Some(0), "better a drained one than none");
+    balancer.alive().set(0, false);
+    balancer.alive().set(1, false);
+    assert_eq!(balancer.designated(), None);
+}
+
+#[test]
 fn lookups_belong_to_the_balancer_that_steers() {
     let [one, other] = [balancer(8, 5000), balancer(8, 5000)];
     let frames: Vec<_> = (0..100u8)

@@ -60,8 +60,14 @@ fn a_broadcast_reaches_all_others_and_one_nic() {
         let frame = udp(BROADCAST, guest_mac(1), 1, 1);
         lab.send(1, &frame);
         assert_eq!((lab.receive(0), lab.receive(2)), (frame.clone(), frame.clone()));
-        // The lowest that is alive.
+        // The lowest that is alive, but for one that is drained.
         assert_eq!(lab.collect(0), frame);
+        lab.balancer.drain(0).expect("the first NIC");
+        let frame = udp(BROADCAST, guest_mac(1), 1, 9);
+        lab.send(1, &frame);
+        assert_eq!((lab.receive(0), lab.receive(2)), (frame.clone(), frame.clone()));
+        assert_eq!(lab.collect(1), frame);
+        lab.balancer.undrain(0).expect("the first NIC");
         lab.balancer.alive().set(0, false);
         let frame = udp(BROADCAST, guest_mac(1), 1, 2);
         lab.send(1, &frame);
