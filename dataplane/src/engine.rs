@@ -1,5 +1,6 @@
 //! The control thread's handle on the workers: start, publish, know when a publication has settled, stop.
 
+use std::any::Any;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -415,15 +416,21 @@ fn run_to_the_end(index: usize, shared: Arc<SharedState>, waiter: Waiter) {
     // Whatever state the worker left behind, nobody trusts it any more.
     let run = AssertUnwindSafe(|| worker::run(index, shared, waiter));
     if let Err(panic) = catch_unwind(run) {
-        let text = panic
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned())
-            .or_else(|| panic.downcast_ref::<String>().cloned());
         state.report(Event::WorkerFailed {
             worker: index,
-            cause: text.unwrap_or_else(|| "no message".to_owned()),
+            cause: panic_message(&*panic),
         });
     }
+}
+
+/// The message of a panic that was caught.
+#[must_use]
+pub fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "no message".to_owned())
 }
 
 fn pin(cpu: usize) -> Result<(), nix::Error> {

@@ -11,7 +11,6 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Weak};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -29,6 +28,7 @@ use vnic_lb::nics::NicIndex;
 use vnic_lb::pinned::{Move, Stations};
 
 use self::probes::{ProbeView, Probes};
+use super::guarded::Guarded;
 use crate::host::carrier::CarrierWatch;
 
 pub(super) use self::probes::ProbePlan;
@@ -142,7 +142,7 @@ pub(super) struct HealthThread {
     news: Receiver<News>,
     wake: Arc<EventFd>,
     notify: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
+    thread: Guarded,
 }
 
 impl HealthThread {
@@ -175,27 +175,32 @@ impl HealthThread {
             pulse.watch(index, watched);
         }
         pulse.balancer.first_look_over();
-        let thread = std::thread::Builder::new()
-            .name("health".to_owned())
-            .spawn(move || pulse.run(&orders))?;
+        let alarm = Arc::clone(&notify);
+        let tell = move || _ = alarm.write(1);
+        let thread = Guarded::spawn("health", tell, move || pulse.run(&orders))?;
         Ok(HealthThread {
             commands: Some(commands),
             news,
             wake,
             notify,
-            thread: Some(thread),
+            thread,
         })
     }
 
     pub(super) fn tell(&self, command: Command) {
         if let Some(commands) = &self.commands {
-            // Fails only when the thread has ended, which it does with us.
+            // Fails only when the thread has ended: with us, or by a panic, which ends us too.
             let _ = commands.send(command);
             let _ = self.wake.write(1);
         }
     }
 
-    /// Readable when there is news.
+    /// What the thread panicked with, if it did.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.thread.failure()
+    }
+
+    /// Readable when there is news, or none will come any more.
     pub(super) fn fd(&self) -> RawFd {
         self.notify.as_fd().as_raw_fd()
     }
@@ -211,9 +216,7 @@ impl Drop for HealthThread {
     fn drop(&mut self) {
         self.commands = None;
         let _ = self.wake.write(1);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.thread.join();
     }
 }
 

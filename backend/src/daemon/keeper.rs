@@ -6,7 +6,6 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -14,6 +13,7 @@ use vnic_dataplane::memory::frames::FrameMemory;
 use vnic_dataplane::xsk::retired::release_retired;
 
 use super::drive::Drive;
+use super::guarded::Guarded;
 
 /// Time between two attempts to get chunks of closed sockets back; the kernel takes some 16 ms on a veth.
 const RELEASE_PAUSE: Duration = Duration::from_millis(10);
@@ -38,7 +38,7 @@ pub(super) struct Keeper<T> {
     orders: Option<Sender<Order<T>>>,
     done: Receiver<T>,
     notify: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
+    thread: Guarded,
 }
 
 impl<T: Send + 'static> Keeper<T> {
@@ -46,15 +46,16 @@ impl<T: Send + 'static> Keeper<T> {
         let (orders, queue) = channel();
         let (results, done) = channel();
         let notify = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-        let notifier = Arc::clone(&notify);
-        let thread = std::thread::Builder::new()
-            .name("keeper".to_owned())
-            .spawn(move || run(&queue, &results, &notifier, &memory))?;
+        let (notifier, alarm) = (Arc::clone(&notify), Arc::clone(&notify));
+        let tell = move || _ = alarm.write(1);
+        let thread = Guarded::spawn("keeper", tell, move || {
+            run(&queue, &results, &notifier, &memory);
+        })?;
         Ok(Keeper {
             orders: Some(orders),
             done,
             notify,
-            thread: Some(thread),
+            thread,
         })
     }
 
@@ -68,12 +69,17 @@ impl<T: Send + 'static> Keeper<T> {
 
     fn order(&self, order: Order<T>) {
         if let Some(orders) = &self.orders {
-            // Fails only when the thread has ended, which it does with us.
+            // Fails only when the thread has ended: with us, or by a panic, which ends us too.
             let _ = orders.send(order);
         }
     }
 
-    /// Readable when a job is done.
+    /// What the thread panicked with, if it did.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.thread.failure()
+    }
+
+    /// Readable when a job is done, or never will be.
     pub(super) fn fd(&self) -> RawFd {
         self.notify.as_raw_fd()
     }
@@ -88,9 +94,7 @@ impl<T: Send + 'static> Keeper<T> {
 impl<T> Drop for Keeper<T> {
     fn drop(&mut self) {
         self.orders = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.thread.join();
     }
 }
 
@@ -128,5 +132,32 @@ fn run<T>(queue: &Receiver<Order<T>>, results: &Sender<T>, notify: &EventFd, mem
         } else {
             since.get_or_insert_with(Instant::now);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::events::{Events, Source};
+    use super::*;
+
+    #[test]
+    fn a_job_that_panics_is_told() {
+        let memory = FrameMemory::new(64).expect("memory");
+        let keeper = Keeper::start(memory).expect("a thread");
+        let mut events = Events::new().expect("an epoll set");
+        let interest = Some((keeper.fd(), true, false));
+        events.watch(Source::Keeper, interest).expect("a place in it");
+        keeper.run(|| 1);
+        keeper.run(|| panic!("job {}", 2));
+        keeper.run(|| 3);
+        let mut done = Vec::new();
+        while keeper.failure().is_none() {
+            let ready = events.wait(Duration::from_secs(60)).expect("events");
+            assert_eq!(ready, [Source::Keeper], "no sign of it");
+            done.extend(keeper.done());
+        }
+        assert_eq!(keeper.failure(), Some("thread keeper panicked: job 2"));
+        done.extend(keeper.done());
+        assert_eq!(done, [1]);
     }
 }

@@ -5,6 +5,7 @@ mod announcer;
 mod cursors;
 mod drive;
 mod events;
+mod guarded;
 mod health;
 mod journal;
 mod keeper;
@@ -154,7 +155,8 @@ impl Daemon {
                     Source::Control => self.serve_control(),
                 }
             }
-            if let Some(failure) = self.failure.take() {
+            let failed = self.health.failure().or(self.keeper.failure());
+            if let Some(failure) = self.failure.take().or(failed.map(str::to_owned)) {
                 bail!("{failure}; this is a bug of vnicd: please report it with the lines above");
             }
             if Instant::now() >= next_housekeeping {
