@@ -41,6 +41,18 @@ pub enum ClientError {
         /// Why.
         source: io::Error,
     },
+    /// It takes too long.
+    #[error(
+        "vnicd on {} has not answered for {} s: what it was asked to change it may still change (`vnic events` tells when); if \
+         it answers nobody, look at its log",
+        .path.display(), .patience.as_secs_f64()
+    )]
+    TimedOut {
+        /// The control socket.
+        path: PathBuf,
+        /// How long was waited.
+        patience: Duration,
+    },
     /// What came back is not of this protocol.
     #[error("vnicd on {} answered what this vnic does not understand ({source}): are both of one version?", .path.display())]
     Foreign {
@@ -59,6 +71,7 @@ pub enum ClientError {
 pub struct Client {
     path: PathBuf,
     stream: BufReader<UnixStream>,
+    patience: Duration,
 }
 
 #[derive(Deserialize)]
@@ -72,6 +85,11 @@ struct Answer {
 impl Client {
     /// Connects.
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
+        Client::connect_for(path, TIMEOUT)
+    }
+
+    /// Connects; `patience`: the longest wait for the next bytes.
+    fn connect_for(path: &Path, patience: Duration) -> Result<Client, ClientError> {
         let stream = UnixStream::connect(path).map_err(|source| match source.kind() {
             io::ErrorKind::PermissionDenied => ClientError::NoPermission {
                 path: path.to_owned(),
@@ -82,8 +100,8 @@ impl Client {
             },
         })?;
         let limit = |stream: &UnixStream| {
-            stream.set_read_timeout(Some(TIMEOUT))?;
-            stream.set_write_timeout(Some(TIMEOUT))
+            stream.set_read_timeout(Some(patience))?;
+            stream.set_write_timeout(Some(patience))
         };
         limit(&stream).map_err(|source| ClientError::Broken {
             path: path.to_owned(),
@@ -92,6 +110,7 @@ impl Client {
         Ok(Client {
             path: path.to_owned(),
             stream: BufReader::new(stream),
+            patience,
         })
     }
 
@@ -103,9 +122,16 @@ impl Client {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Ok(()),
         });
-        got.map_err(|source| ClientError::Broken {
-            path: self.path.clone(),
-            source,
+        got.map_err(|source| match source.kind() {
+            // A socket's timeout is told as EAGAIN.
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ClientError::TimedOut {
+                path: self.path.clone(),
+                patience: self.patience,
+            },
+            _ => ClientError::Broken {
+                path: self.path.clone(),
+                source,
+            },
         })?;
         let answer: Answer = serde_json::from_str(&line).map_err(|source| self.foreign(source))?;
         match answer.error {
@@ -125,5 +151,23 @@ impl Client {
             path: self.path.clone(),
             source,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn who_gives_up_is_told_that_the_change_may_still_come() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("control.sock");
+        let _silent = UnixListener::bind(&path).expect("a socket");
+        let mut client = Client::connect_for(&path, Duration::from_millis(10)).expect("a connection");
+        let request = Request::NicDrain { nic: "left".into() };
+        let error = client.call(&request).expect_err("nobody answers").to_string();
+        assert!(error.contains("may still change"), "{error}");
     }
 }
