@@ -23,7 +23,7 @@ use super::spares::{self, SpareError};
 use crate::config::NicConfig;
 use crate::control::protocol::{CallError, ErrorCode, Reply, Ticket};
 use crate::control::report::{NicAddedReport, NicSessionsReport};
-use crate::host::interface::Interface;
+use crate::host::interface::{self, Interface};
 use crate::host::netlink::link::Link;
 use crate::host::privileges;
 
@@ -55,8 +55,8 @@ pub(super) enum Done {
         index: NicIndex,
         released: Result<Released, SpareError>,
     },
-    /// A NIC's sockets are closed.
-    Closed,
+    /// What nobody waits for.
+    Nothing,
     /// Addresses that guests may have.
     Snooped(Vec<Snooped>),
     /// Somebody waits for that.
@@ -228,11 +228,28 @@ impl Daemon {
                     let kind = if event.alive { "alive" } else { "lost" };
                     self.journal.note_at(at, Some(&id), kind, cause);
                     if event.alive {
+                        self.read_speed(event.nic);
                         self.nic_returned(event.nic);
                     }
                 }
             }
         }
+    }
+
+    /// Has the keeper tell the balancer how fast a NIC's link is: it may have been negotiated anew, or for the first time.
+    fn read_speed(&mut self, index: NicIndex) {
+        let balancer = Arc::clone(&self.balancer);
+        let Some(nic) = self.nic_at(index) else { return };
+        let (id, ifname) = (nic.id().to_owned(), nic.interface.name.clone());
+        self.keeper.run(move || {
+            // Unknown while it is down again, or if the driver does not tell: then what was known is the best guess.
+            if let Some(mbps) = interface::link_speed(&ifname)
+                && balancer.set_link_speed(index, Some(mbps)) == Ok(true)
+            {
+                info!(nic = id, mbps, "link speed");
+            }
+            Done::Nothing
+        });
     }
 
     /// A NIC's interface is gone; said by the health thread, netlink, or both.
@@ -471,7 +488,7 @@ impl Daemon {
                     index,
                     released,
                 } => self.released(ticket, index, released),
-                Done::Closed => {}
+                Done::Nothing => {}
                 Done::Snooped(found) => self.snooped(found),
                 Done::Answer {
                     ticket,
@@ -525,7 +542,7 @@ impl Daemon {
         if !matches!(nic.phase, Phase::Opening) {
             // Removed meanwhile; what was opened is closed off the loop.
             if let Ok(opened) = opened {
-                self.keeper.close(opened.drive, || Done::Closed);
+                self.keeper.close(opened.drive, || Done::Nothing);
             }
             return;
         }
@@ -613,7 +630,7 @@ impl Daemon {
         for Leaving { drive, removal, .. } in leaving {
             drive.nic.clear(&mut self.chunks);
             match removal {
-                None => self.keeper.close(drive, || Done::Closed),
+                None => self.keeper.close(drive, || Done::Nothing),
                 Some((ticket, report)) => {
                     let left = format!("{} {} go on by the others", report.sessions, report.counted);
                     let event = Some((Some(report.id.clone()), "removed", left));

@@ -132,11 +132,17 @@ pub fn lookup(ifname: &str) -> Result<Interface, HostError> {
         rx_queues: sysfs.queues("rx-")?,
         tx_queues: sysfs.queues("tx-")?,
         driver: sysfs.link("device/driver"),
-        // -1, or an error while the link is down, where the speed is not known.
-        speed_mbps: sysfs.number("speed", 10).ok(),
+        speed_mbps: link_speed(ifname),
         master: sysfs.link("master"),
         default_route: carries_default_route(ifname),
     })
+}
+
+/// The speed of an interface's link in Mb/s, as it was negotiated last. Waits for the RTNL, and perhaps for the NIC's firmware.
+#[must_use]
+pub fn link_speed(ifname: &str) -> Option<u32> {
+    // -1, or an error while the link is down, where the speed is not known.
+    Sysfs { ifname }.number("speed", 10).ok()
 }
 
 /// Looks a NIC up and refuses it if it cannot or should not be driven; `force_default_route` allows the NIC of the default
