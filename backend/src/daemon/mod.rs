@@ -51,6 +51,7 @@ use nic::NicRuntime;
 use operator::Listener;
 use pinned::Pinning;
 use port::{MacOrigin, Outcome, PortRuntime};
+use probes::Addresses;
 use rarp::Rarps;
 use stall::StallWatch;
 use uplinks::{Done, Leaving};
@@ -86,6 +87,8 @@ pub struct Daemon {
     /// In topology `pinned`.
     pinned: Option<Pinning>,
     rarps: Rarps,
+    /// For probes.
+    addresses: Addresses,
     memory: Arc<FrameMemory>,
     /// For announcements, and for frames that are left on hand-off rings of queues that are gone.
     chunks: ChunkCache,
@@ -170,8 +173,7 @@ impl Daemon {
                 notifier.status(self.status_line());
                 self.check_queues();
                 self.take_snooped();
-                // Addresses come and go.
-                self.arm_probes();
+                self.list_addresses();
                 next_housekeeping = Instant::now() + HOUSEKEEPING;
             }
             // One publication at a time: a front-end that changes its rings without end costs the workers, and so the other

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use nix::ifaddrs::getifaddrs;
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use tracing::warn;
 use vnic_dataplane::probe::{Asker, ProbeTarget};
 use vnic_lb::mac::Mac;
@@ -12,6 +12,7 @@ use super::Daemon;
 use super::drive::Drive;
 use super::health::{Command, ProbePlan};
 use super::nic::{NicRuntime, Phase};
+use super::uplinks::Done;
 use crate::config;
 use crate::control::protocol::{CallError, ErrorCode, Reply};
 use crate::control::report::NicProbeReport;
@@ -45,17 +46,44 @@ impl Daemon {
         Reply::report(&report)
     }
 
-    /// Brings what is probed to what is asked for, and to the addresses that the NICs have now. Costs nothing while nobody probes.
-    pub(super) fn arm_probes(&mut self) {
+    /// Whether nobody probes, nor has the traces of it.
+    fn probes_nothing(&self) -> bool {
         let idle = |nic: &NicRuntime| nic.config.probe.is_none() && nic.probing.is_none();
         let expects_nothing = |drive: &Drive| drive.expected.is_empty();
         let mut drives = self.nics.iter().filter_map(|nic| nic.drive.as_ref());
-        if self.nics.iter().all(idle) && drives.all(expects_nothing) {
+        self.nics.iter().all(idle) && drives.all(expects_nothing)
+    }
+
+    /// Has the keeper list the host's addresses, for which the kernel may take its time; then comes [`Daemon::addresses_listed`].
+    pub(super) fn list_addresses(&mut self) {
+        if !self.addresses.is_listing && !self.probes_nothing() {
+            self.addresses.is_listing = true;
+            self.keeper.run(|| Done::Addresses(host_addresses()));
+        }
+    }
+
+    /// Takes in the host's addresses, which come and go.
+    pub(super) fn addresses_listed(&mut self, all: Vec<HostAddress>) {
+        self.addresses = Addresses {
+            known: Some(all),
+            is_listing: false,
+        };
+        self.arm_probes();
+    }
+
+    /// Brings what is probed to what is asked for, and to the addresses that the NICs have now. Costs nothing while nobody probes.
+    pub(super) fn arm_probes(&mut self) {
+        if self.probes_nothing() {
+            // Whoever probes next begins with those of that time.
+            self.addresses.known = None;
             return;
         }
         self.expect_answers();
+        if self.addresses.known.is_none() {
+            return self.list_addresses();
+        }
         for nic in &mut self.nics {
-            let plan = nic.probe_plan();
+            let plan = nic.probe_plan(&self.addresses);
             if matches!(nic.phase, Phase::Driven) && nic.probing != plan {
                 nic.probing = plan;
                 self.health.tell(Command::Probe(nic.index(), plan));
@@ -86,15 +114,15 @@ impl Daemon {
 }
 
 impl NicRuntime {
-    /// Whom it is to probe, with the addresses that it has now.
-    pub(super) fn probe_plan(&self) -> Option<ProbePlan> {
+    /// Whom it is to probe; `addresses` are the host's, if they are known.
+    pub(super) fn probe_plan(&self, addresses: &Addresses) -> Option<ProbePlan> {
         let target = self.config.probe?;
-        let address = own_address(&self.interface.name, target.address());
-        let mac = self.mac();
-        Some(ProbePlan {
-            target,
-            asker: Asker { mac, address },
-        })
+        let known = addresses.known.as_deref().unwrap_or_default();
+        let asker = Asker {
+            mac: self.mac(),
+            address: own_address(known, &self.interface.name, target.address()),
+        };
+        Some(ProbePlan { target, asker })
     }
 }
 
@@ -125,24 +153,85 @@ impl Drive {
     }
 }
 
-/// The interface's address in the network of `target`.
-fn own_address(ifname: &str, target: IpAddr) -> Option<IpAddr> {
-    let all = getifaddrs().ok()?;
-    let mut of_nic = all.filter(|address| address.interface_name == ifname);
-    of_nic.find_map(|entry| {
+/// The host's addresses, as the keeper has listed them.
+#[derive(Default)]
+pub(super) struct Addresses {
+    /// `None` while nobody probes.
+    known: Option<Vec<HostAddress>>,
+    /// The keeper is at it.
+    is_listing: bool,
+}
+
+/// An address of an interface, and the mask of its network.
+pub(super) struct HostAddress {
+    ifname: String,
+    address: IpAddr,
+    mask: IpAddr,
+}
+
+/// Addresses of the host's interfaces; none if the kernel does not tell.
+fn host_addresses() -> Vec<HostAddress> {
+    let listed = |entry: InterfaceAddress| {
         let (address, mask) = (entry.address?, entry.netmask?);
-        if let (IpAddr::V4(target), Some(address), Some(mask)) =
-            (target, address.as_sockaddr_in(), mask.as_sockaddr_in())
-        {
-            let [own, target, mask] = [address.ip(), target, mask.ip()].map(u32::from);
-            return ((own ^ target) & mask == 0).then(|| IpAddr::V4(address.ip()));
+        let v4 = address.as_sockaddr_in().zip(mask.as_sockaddr_in());
+        let v6 = address.as_sockaddr_in6().zip(mask.as_sockaddr_in6());
+        let (address, mask) = match (v4, v6) {
+            (Some((address, mask)), _) => (IpAddr::V4(address.ip()), IpAddr::V4(mask.ip())),
+            (_, Some((address, mask))) => (IpAddr::V6(address.ip()), IpAddr::V6(mask.ip())),
+            _ => return None,
+        };
+        Some(HostAddress {
+            ifname: entry.interface_name,
+            address,
+            mask,
+        })
+    };
+    getifaddrs().map_or_else(|_| Vec::new(), |all| all.filter_map(listed).collect())
+}
+
+/// The interface's address in the network of `target`.
+fn own_address(all: &[HostAddress], ifname: &str, target: IpAddr) -> Option<IpAddr> {
+    let is_near = |entry: &&HostAddress| match (entry.address, target, entry.mask) {
+        (IpAddr::V4(own), IpAddr::V4(target), IpAddr::V4(mask)) => {
+            let [own, target, mask] = [own, target, mask].map(u32::from);
+            (own ^ target) & mask == 0
         }
-        if let (IpAddr::V6(target), Some(address), Some(mask)) =
-            (target, address.as_sockaddr_in6(), mask.as_sockaddr_in6())
-        {
-            let [own, target, mask] = [address.ip(), target, mask.ip()].map(u128::from);
-            return ((own ^ target) & mask == 0).then(|| IpAddr::V6(address.ip()));
+        (IpAddr::V6(own), IpAddr::V6(target), IpAddr::V6(mask)) => {
+            let [own, target, mask] = [own, target, mask].map(u128::from);
+            (own ^ target) & mask == 0
         }
-        None
-    })
+        _ => false,
+    };
+    let mut of_nic = all.iter().filter(|entry| entry.ifname == ifname);
+    of_nic.find(is_near).map(|entry| entry.address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nic_asks_by_its_address_in_the_network_of_the_target() {
+        let address = |ifname: &str, address: &str, mask: &str| HostAddress {
+            ifname: ifname.to_owned(),
+            address: address.parse().expect("an address"),
+            mask: mask.parse().expect("a mask"),
+        };
+        let all = [
+            address("lo", "192.0.2.8", "255.255.255.0"),
+            address("eth0", "10.0.0.1", "255.0.0.0"),
+            address("eth0", "192.0.2.7", "255.255.255.0"),
+            address("eth0", "fe80::7", "ffff:ffff:ffff:ffff::"),
+        ];
+        let of = |target: &str| own_address(&all, "eth0", target.parse().expect("an address"));
+        assert_eq!(of("192.0.2.1"), Some(all[2].address));
+        assert_eq!(of("fe80::1"), Some(all[3].address));
+        assert_eq!(of("198.51.100.1"), None);
+    }
+
+    #[test]
+    fn the_host_lists_its_loopback_address() {
+        let target = "127.0.0.9".parse().expect("an address");
+        assert!(own_address(&host_addresses(), "lo", target).is_some());
+    }
 }

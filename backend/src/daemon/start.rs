@@ -33,6 +33,7 @@ use super::links::HostLinks;
 use super::nic::NicRuntime;
 use super::pinned::Pinning;
 use super::port::{Entrance, PortRuntime};
+use super::probes::Addresses;
 use super::rarp::Rarps;
 use super::stall::StallWatch;
 use super::{Daemon, stall, uplinks};
@@ -186,6 +187,7 @@ impl Daemon {
             balancer,
             pinned: stations.map(Pinning::new),
             rarps: Rarps::default(),
+            addresses: Addresses::default(),
             chunks: ChunkCache::new(Arc::clone(&memory)),
             memory,
             control: Some(control),

@@ -19,6 +19,7 @@ use super::Daemon;
 use super::drive::{Checked, Drive, locked_bytes};
 use super::health::{Command, News};
 use super::nic::{NicRuntime, Phase, removed_nic};
+use super::probes::HostAddress;
 use super::spares::{self, SpareError};
 use crate::config::NicConfig;
 use crate::control::protocol::{CallError, ErrorCode, Reply, Ticket};
@@ -59,6 +60,8 @@ pub(super) enum Done {
     Nothing,
     /// Addresses that guests may have.
     Snooped(Vec<Snooped>),
+    /// Those of the host.
+    Addresses(Vec<HostAddress>),
     /// Somebody waits for that.
     Answer {
         ticket: Ticket,
@@ -490,6 +493,7 @@ impl Daemon {
                 } => self.released(ticket, index, released),
                 Done::Nothing => {}
                 Done::Snooped(found) => self.snooped(found),
+                Done::Addresses(all) => self.addresses_listed(all),
                 Done::Answer {
                     ticket,
                     answer,
@@ -610,7 +614,7 @@ impl Daemon {
                 Ok(watched) => {
                     nic.phase = Phase::Driven;
                     self.health.tell(if returned {
-                        nic.probing = nic.probe_plan();
+                        nic.probing = nic.probe_plan(&self.addresses);
                         Command::WatchAgain(nic.index(), watched, nic.probing)
                     } else {
                         Command::Watch(nic.index(), watched)
