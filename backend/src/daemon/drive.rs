@@ -189,18 +189,6 @@ impl Drive {
         Ok(self.program.forget_mac(mac)?)
     }
 
-    /// Lets answers to another NIC's probes in, or no more: they go to the host and are counted on the way.
-    pub(super) fn admit_answers(&self, mac: Mac, admit: bool) -> Result<()> {
-        if let Some(group) = &self.nic.group {
-            let group = group.tap.lock().unwrap_or_else(PoisonError::into_inner);
-            match admit {
-                true => group.admit(mac)?,
-                false => group.withdraw(mac)?,
-            }
-        }
-        Ok(())
-    }
-
     pub(super) fn attach_word(&self) -> &'static str {
         attach_word(&self.program)
     }

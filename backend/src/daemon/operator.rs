@@ -40,6 +40,11 @@ pub(super) enum Refusal {
     NoTopology,
     #[error("NIC {id} is being opened or removed now: try again in a moment")]
     Busy { id: String },
+    #[error(
+        "NIC {id} is probed as before: NIC {by} cannot take the answers, so that they would count as lost ({cause}): fix that, \
+         or leave out the probe"
+    )]
+    Probe { id: String, by: String, cause: String },
     #[error("weight {weight} is out of range: give 0 to {max}")]
     Weight { weight: u32, max: u32 },
     #[error("wait_s {wait_s} is out of range: give 0 to {MAX_WAIT_S}")]

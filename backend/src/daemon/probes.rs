@@ -1,7 +1,9 @@
 //! Who probes whom: what the operator asked for, and what NICs, programs and the health thread are told of it.
 
 use std::net::IpAddr;
+use std::sync::PoisonError;
 
+use anyhow::Result;
 use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use tracing::warn;
 use vnic_dataplane::probe::{Asker, ProbeTarget};
@@ -12,6 +14,7 @@ use super::Daemon;
 use super::drive::Drive;
 use super::health::{Command, ProbePlan};
 use super::nic::{NicRuntime, Phase};
+use super::operator::Refusal;
 use super::uplinks::Done;
 use crate::config;
 use crate::control::protocol::{CallError, ErrorCode, Reply};
@@ -35,10 +38,28 @@ impl Daemon {
         let Some(nic) = self.nic_at(index) else {
             return Err(CallError::new(ErrorCode::NotFound, "the NIC is gone"));
         };
+        let before = std::mem::replace(&mut nic.config.probe, target);
+        // Answers that are counted although nobody asks do no harm.
+        let failure = match target {
+            Some(_) => self.expect_answers().into_iter().next(),
+            None => None,
+        };
+        if let Some((by, error)) = failure {
+            if let Some(nic) = self.nic_at(index) {
+                nic.config.probe = before;
+            }
+            self.arm_probes();
+            return Err(Refusal::Probe {
+                id: id.to_owned(),
+                by,
+                cause: format!("{error:#}"),
+            }
+            .into());
+        }
         let report = NicProbeReport {
             id: id.to_owned(),
             probe: text(target),
-            before: text(std::mem::replace(&mut nic.config.probe, target)),
+            before: text(before),
         };
         self.arm_probes();
         let cause = report.probe.as_deref().unwrap_or("off");
@@ -71,6 +92,29 @@ impl Daemon {
         self.arm_probes();
     }
 
+    /// Has every NIC's program count the answers to all probes that are asked for; returns which NICs' cannot, and why.
+    fn expect_answers(&mut self) -> Vec<(String, anyhow::Error)> {
+        let asking = self.nics.iter().filter(|nic| nic.drive.is_some());
+        let expected: Vec<Expected> = asking
+            .filter_map(|nic| {
+                Some(Expected {
+                    asker: nic.mac(),
+                    nic: nic.index(),
+                    target: nic.config.probe?,
+                })
+            })
+            .collect();
+        let mut failures = Vec::new();
+        for nic in &mut self.nics {
+            let own = nic.mac();
+            let Some(drive) = &mut nic.drive else { continue };
+            if let Err(error) = drive.expect(&expected, own) {
+                failures.push((nic.config.id.clone(), error));
+            }
+        }
+        failures
+    }
+
     /// Brings what is probed to what is asked for, and to the addresses that the NICs have now. Costs nothing while nobody probes.
     pub(super) fn arm_probes(&mut self) {
         if self.probes_nothing() {
@@ -78,7 +122,7 @@ impl Daemon {
             self.addresses.known = None;
             return;
         }
-        self.expect_answers();
+        self.count_answers();
         if self.addresses.known.is_none() {
             return self.list_addresses();
         }
@@ -91,24 +135,10 @@ impl Daemon {
         }
     }
 
-    /// Has the NICs let in and count the answers to all that is asked.
-    pub(super) fn expect_answers(&mut self) {
-        let asking = self.nics.iter().filter(|nic| nic.drive.is_some());
-        let expected: Vec<Expected> = asking
-            .filter_map(|nic| {
-                Some(Expected {
-                    asker: nic.mac(),
-                    nic: nic.index(),
-                    target: nic.config.probe?,
-                })
-            })
-            .collect();
-        for nic in &mut self.nics {
-            let own = nic.mac();
-            let Some(drive) = &mut nic.drive else { continue };
-            if let Err(error) = drive.expect(&expected, own) {
-                warn!(nic = nic.config.id, "cannot take answers to probes: {error:#}");
-            }
+    /// [`Daemon::expect_answers`], and a word in the log where that fails.
+    pub(super) fn count_answers(&mut self) {
+        for (nic, error) in self.expect_answers() {
+            warn!(nic, "cannot take answers to probes: {error:#}");
         }
     }
 }
@@ -126,31 +156,80 @@ impl NicRuntime {
     }
 }
 
-impl Drive {
-    /// Has the program count these answers and no others, and the NIC let them in: in a lag they come by any NIC.
-    fn expect(&mut self, expected: &[Expected], own: Mac) -> anyhow::Result<()> {
-        let over: Vec<Expected> = self
-            .expected
-            .extract_if(.., |old| !expected.contains(old))
-            .collect();
-        for old in over {
-            self.program.expect_no_answers(old.asker)?;
-            if old.asker != own {
-                self.admit_answers(old.asker, false)?;
+/// What counts the answers that come by one NIC.
+trait Counter {
+    fn count(&mut self, answers: &Expected) -> Result<()>;
+    fn count_no_more(&mut self, asker: Mac) -> Result<()>;
+    /// Lets frames to another NIC's address in, or no more: they go to the host and are counted on the way.
+    fn admit(&mut self, asker: Mac, admit: bool) -> Result<()>;
+}
+
+impl Counter for Drive {
+    fn count(&mut self, answers: &Expected) -> Result<()> {
+        Ok(self
+            .program
+            .expect_answers(answers.asker, answers.nic, answers.target)?)
+    }
+
+    fn count_no_more(&mut self, asker: Mac) -> Result<()> {
+        Ok(self.program.expect_no_answers(asker)?)
+    }
+
+    fn admit(&mut self, asker: Mac, admit: bool) -> Result<()> {
+        if let Some(group) = &self.nic.group {
+            let group = group.tap.lock().unwrap_or_else(PoisonError::into_inner);
+            match admit {
+                true => group.admit(asker)?,
+                false => group.withdraw(asker)?,
             }
-        }
-        for new in expected {
-            if self.expected.contains(new) {
-                continue;
-            }
-            self.program.expect_answers(new.asker, new.nic, new.target)?;
-            if new.asker != own {
-                self.admit_answers(new.asker, true)?;
-            }
-            self.expected.push(*new);
         }
         Ok(())
     }
+}
+
+impl Drive {
+    /// Has the program count these answers and no others, and the NIC let them in: in a lag they come by any NIC.
+    fn expect(&mut self, wanted: &[Expected], own: Mac) -> Result<()> {
+        let mut counted = std::mem::take(&mut self.expected);
+        let outcome = bring(self, &mut counted, wanted, own);
+        self.expected = counted;
+        outcome
+    }
+}
+
+/// Brings what is `counted` to what is `wanted`. After an error `counted` is what is counted indeed, and the way back is the same way.
+fn bring(
+    counter: &mut impl Counter,
+    counted: &mut Vec<Expected>,
+    wanted: &[Expected],
+    own: Mac,
+) -> Result<()> {
+    let is_over = |old: &Expected| wanted.iter().all(|new| new.asker != old.asker);
+    while let Some(at) = counted.iter().position(is_over) {
+        let asker = counted[at].asker;
+        counter.count_no_more(asker)?;
+        counted.swap_remove(at);
+        if asker != own {
+            counter.admit(asker, false)?;
+        }
+    }
+    for new in wanted.iter().copied() {
+        match counted.iter_mut().find(|old| old.asker == new.asker) {
+            Some(old) if *old == new => {}
+            Some(old) => {
+                counter.count(&new)?;
+                *old = new;
+            }
+            None => {
+                counter.count(&new)?;
+                counted.push(new);
+                if new.asker != own {
+                    counter.admit(new.asker, true)?;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The host's addresses, as the keeper has listed them.
@@ -208,7 +287,71 @@ fn own_address(all: &[HostAddress], ifname: &str, target: IpAddr) -> Option<IpAd
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+
+    /// Counts what it is told to, but nothing of one asker.
+    #[derive(Default)]
+    struct Fake {
+        counts: BTreeMap<Mac, ProbeTarget>,
+        admits: Vec<Mac>,
+        refuses: Option<Mac>,
+    }
+
+    impl Counter for Fake {
+        fn count(&mut self, answers: &Expected) -> Result<()> {
+            anyhow::ensure!(self.refuses != Some(answers.asker), "no room");
+            self.counts.insert(answers.asker, answers.target);
+            Ok(())
+        }
+
+        fn count_no_more(&mut self, asker: Mac) -> Result<()> {
+            self.counts.remove(&asker);
+            Ok(())
+        }
+
+        fn admit(&mut self, asker: Mac, admit: bool) -> Result<()> {
+            match admit {
+                true => self.admits.push(asker),
+                false => self.admits.retain(|admitted| *admitted != asker),
+            }
+            Ok(())
+        }
+    }
+
+    fn expected(last: u8, target: &str) -> Expected {
+        Expected {
+            asker: Mac([2, 0, 0, 0, 0, last]),
+            nic: last,
+            target: target.parse().expect("a target"),
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_counted_leaves_the_way_back() {
+        let own = expected(1, "192.0.2.1").asker;
+        let before = [expected(1, "192.0.2.1"), expected(2, "192.0.2.2")];
+        let wanted = [expected(1, "192.0.2.9"), expected(3, "192.0.2.3")];
+        let mut fake = Fake {
+            refuses: Some(wanted[1].asker),
+            ..Fake::default()
+        };
+        let mut counted = Vec::new();
+        bring(&mut fake, &mut counted, &before, own).expect("room");
+        assert_eq!(
+            (&counted[..], &fake.admits[..]),
+            (&before[..], &[before[1].asker][..])
+        );
+        let first = fake.counts.clone();
+        assert!(bring(&mut fake, &mut counted, &wanted, own).is_err());
+        assert_eq!(counted, wanted[..1]);
+        bring(&mut fake, &mut counted, &before, own).expect("room");
+        assert_eq!((fake.counts.clone(), &counted[..]), (first, &before[..]));
+        assert_eq!(fake.admits, [before[1].asker]);
+        bring(&mut fake, &mut counted, &[], own).expect("room");
+        assert!(counted.is_empty() && fake.counts.is_empty() && fake.admits.is_empty());
+    }
 
     #[test]
     fn a_nic_asks_by_its_address_in_the_network_of_the_target() {

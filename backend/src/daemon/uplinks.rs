@@ -606,7 +606,7 @@ impl Daemon {
         };
         if self.nics.iter().any(|nic| due(nic) == Some(true)) {
             // Before anybody asks, or what is answered at first would count as lost.
-            self.expect_answers();
+            self.count_answers();
         }
         for nic in &mut self.nics {
             let Some(returned) = due(nic) else { continue };
