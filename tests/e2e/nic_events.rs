@@ -9,6 +9,7 @@ use vnic_tests::binaries::binary;
 use vnic_tests::daemon::{Daemon, DaemonOptions};
 use vnic_tests::netns::Netns;
 use vnic_tests::process::{run, wait_for};
+use vnic_tests::sys::{open_tap, set_tap_carrier};
 
 const GUEST: &str = "52:54:00:00:00:01";
 
@@ -446,6 +447,93 @@ fn an_algorithm_is_chosen_by_file_environment_option_and_at_run_time() -> Result
         expect(&daemon, algorithm, weight, reason)?;
     }
     Ok(())
+}
+
+#[test]
+fn a_nic_that_the_others_cannot_do_without_is_kept() -> Result<()> {
+    let host = Host::new()?;
+    let mut daemon = host.start(&["up0", "up1"])?;
+    let daemon = &mut daemon;
+    host.far.ip(&["link", "set", "far1", "down"])?;
+    wait_alive(daemon, "up1", false)?;
+    for arguments in [
+        &["nic", "drain", "up0"][..],
+        &["nic", "remove", "up0"],
+        &["nic", "set", "up0", "weight=0"],
+    ] {
+        let said = refused(daemon, arguments);
+        assert!(said.contains("no other NIC that takes any is alive"), "{said}");
+    }
+    // What was not removed is there to be changed.
+    daemon.vnic(&["nic", "set", "up0", "weight=3"])?;
+    let report = daemon.nic("up0")?;
+    assert_eq!(
+        (&report["alive"], &report["drained"]),
+        (&true.into(), &false.into())
+    );
+    host.far.ip(&["link", "set", "far1", "up"])?;
+    wait_alive(daemon, "up1", true)?;
+    daemon.vnic(&["nic", "drain", "up0"])?;
+    let said = refused(daemon, &["nic", "remove", "up1"]);
+    assert!(said.contains("no NIC would be left"), "{said}");
+    daemon.vnic(&["nic", "remove", "up0"])?;
+    daemon.vnic(&["nic", "remove", "up1"])?;
+    let said = refused(daemon, &["nic", "add", "up0,weight=0"]);
+    assert!(said.contains("no other NIC does"), "{said}");
+    chunks_are_back(daemon, 0)
+}
+
+#[test]
+fn a_target_that_answers_arp_alone_is_no_answer_to_echo_probes() -> Result<()> {
+    let host = Host::new()?;
+    host.host.add_address("up0", "10.77.0.100/24")?;
+    host.far.add_address("far0", "10.77.0.1/24")?;
+    host.far.add_address("far1", "10.77.1.1/24")?;
+    let mut daemon = host.start(&["up0,probe=icmp:10.77.0.1", "up1,probe=10.77.1.1"])?;
+    let daemon = &mut daemon;
+    for nic in ["up0", "up1"] {
+        wait_for(
+            &format!("answers to {nic}"),
+            Duration::from_secs(60),
+            Duration::from_millis(20),
+            || Ok((daemon.nic(nic)?["probe"]["answered"].as_u64() >= Some(3)).then_some(())),
+        )?;
+        wait_alive(daemon, nic, true)?;
+    }
+    let after = &mut 0;
+    host.far.sysctl("net/ipv4/icmp_echo_ignore_all", "1")?;
+    let report = changed(daemon, after, "up0", "probes in a row were not answered")?;
+    assert_eq!(report["carrier"], true, "{report}");
+    host.far.sysctl("net/ipv4/icmp_echo_ignore_all", "0")?;
+    changed(daemon, after, "up0", "probes are answered again")?;
+    wait_alive(daemon, "up0", true)
+}
+
+#[test]
+fn a_link_that_is_negotiated_anew_has_its_new_speed() -> Result<()> {
+    let host = Host::new()?;
+    let tap = host.host.run(|| Ok(open_tap("tap0")?))?;
+    host.host.ip(&["link", "set", "tap0", "up"])?;
+    let negotiate = |speed: &str| run(host.host.command("ethtool").args(["-s", "tap0", "speed", speed]));
+    negotiate("10000")?;
+    let mut daemon = host.start(&["tap0"])?;
+    let daemon = &mut daemon;
+    let flow = ["explain", "tcp", "10.0.0.1:80", "10.0.0.2:40000", "--json"];
+    let speed = |daemon: &Daemon| -> Result<Value> {
+        let explained: Value = serde_json::from_str(&daemon.vnic(&flow)?)?;
+        Ok(explained["nics"][0]["speed_mbps"].clone())
+    };
+    assert_eq!(speed(daemon)?, 10_000);
+    set_tap_carrier(&tap, false)?;
+    wait_alive(daemon, "tap0", false)?;
+    negotiate("1000")?;
+    set_tap_carrier(&tap, true)?;
+    wait_for(
+        "the new speed",
+        Duration::from_secs(60),
+        Duration::from_millis(20),
+        || Ok((speed(daemon)? == 1000).then_some(())),
+    )
 }
 
 #[test]
