@@ -277,7 +277,7 @@ fn a_nic_that_is_back_is_not_used_before_a_probe_was_answered() -> Result<()> {
     let host = Host::new()?;
     let mut daemon = host.start(&["up0,probe=10.77.0.77", "up1"])?;
     let daemon = &mut daemon;
-    wait_alive(daemon, "up0", false)?;
+    daemon.wait_alive("up0", false)?;
     host.host.ip(&["link", "del", "up0"])?;
     changed(daemon, &mut 0, "up0", "vanished")?;
     let sent = |daemon: &Daemon| -> Result<u64> {
@@ -455,7 +455,7 @@ fn a_nic_that_the_others_cannot_do_without_is_kept() -> Result<()> {
     let mut daemon = host.start(&["up0", "up1"])?;
     let daemon = &mut daemon;
     host.far.ip(&["link", "set", "far1", "down"])?;
-    wait_alive(daemon, "up1", false)?;
+    daemon.wait_alive("up1", false)?;
     for arguments in [
         &["nic", "drain", "up0"][..],
         &["nic", "remove", "up0"],
@@ -472,7 +472,7 @@ fn a_nic_that_the_others_cannot_do_without_is_kept() -> Result<()> {
         (&true.into(), &false.into())
     );
     host.far.ip(&["link", "set", "far1", "up"])?;
-    wait_alive(daemon, "up1", true)?;
+    daemon.wait_alive("up1", true)?;
     daemon.vnic(&["nic", "drain", "up0"])?;
     let said = refused(daemon, &["nic", "remove", "up1"]);
     assert!(said.contains("no NIC would be left"), "{said}");
@@ -498,7 +498,7 @@ fn a_target_that_answers_arp_alone_is_no_answer_to_echo_probes() -> Result<()> {
             Duration::from_millis(20),
             || Ok((daemon.nic(nic)?["probe"]["answered"].as_u64() >= Some(3)).then_some(())),
         )?;
-        wait_alive(daemon, nic, true)?;
+        daemon.wait_alive(nic, true)?;
     }
     let after = &mut 0;
     host.far.sysctl("net/ipv4/icmp_echo_ignore_all", "1")?;
@@ -506,7 +506,7 @@ fn a_target_that_answers_arp_alone_is_no_answer_to_echo_probes() -> Result<()> {
     assert_eq!(report["carrier"], true, "{report}");
     host.far.sysctl("net/ipv4/icmp_echo_ignore_all", "0")?;
     changed(daemon, after, "up0", "probes are answered again")?;
-    wait_alive(daemon, "up0", true)
+    daemon.wait_alive("up0", true)
 }
 
 #[test]
@@ -525,7 +525,7 @@ fn a_link_that_is_negotiated_anew_has_its_new_speed() -> Result<()> {
     };
     assert_eq!(speed(daemon)?, 10_000);
     set_tap_carrier(&tap, false)?;
-    wait_alive(daemon, "tap0", false)?;
+    daemon.wait_alive("tap0", false)?;
     negotiate("1000")?;
     set_tap_carrier(&tap, true)?;
     wait_for(
