@@ -118,7 +118,8 @@ enum NicCommand {
     },
     /// Give a NIC back to the host; its sessions go on by the others, at once
     ///
-    /// `vnic nic drain NIC` before lets them end where they are.
+    /// `vnic nic drain NIC` before lets them end where they are. Refused if no other NIC that takes new sessions is alive, unless it
+    /// is the only one.
     Remove {
         /// Its id
         #[arg(value_name = "NIC")]
