@@ -19,6 +19,7 @@ fn plan(direction: Direction, packed: bool, sessions: u32) -> JoinedPlan {
         nics: 2,
         ports: 1,
         queue_size: 1024,
+        workers: 1,
         cpu: 1,
         times: [Duration::ZERO; 2],
     }

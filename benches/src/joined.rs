@@ -62,7 +62,9 @@ pub struct JoinedPlan {
     pub ports: u8,
     /// Descriptors of each ring.
     pub queue_size: u16,
-    /// CPU of the worker.
+    /// Workers.
+    pub workers: usize,
+    /// CPU of the first worker; the others have the next ones.
     pub cpu: usize,
     /// Before anything is counted, and counted.
     #[serde(skip)]
@@ -267,8 +269,8 @@ impl Host {
             balancer.alive().set(index, true);
         }
         let config = EngineConfig {
-            workers: 1,
-            cpus: vec![plan.cpu],
+            workers: plan.workers,
+            cpus: (plan.cpu..).take(plan.workers).collect(),
             poll: Poll::Busy,
             sleep_in: SleepIn::Auto,
         };
@@ -315,10 +317,13 @@ impl Host {
         began.elapsed().as_secs_f64() / exact(self.turns()[0] - before)
     }
 
-    /// Turns of the worker, and those in which it moved something.
+    /// Turns of the workers, and those in which they moved something.
     fn turns(&self) -> [u64; 2] {
-        let worker = self.engine.worker_counters().of(0);
-        [worker.turns.get(), worker.busy_turns.get()]
+        let workers = self.engine.worker_counters();
+        [
+            workers.sum(|worker| worker.turns.get()),
+            workers.sum(|worker| worker.busy_turns.get()),
+        ]
     }
 }
 
@@ -401,7 +406,7 @@ fn balancer(plan: &JoinedPlan) -> Arc<Balancer> {
             })
             .collect(),
         algorithm: Algorithm::Hash,
-        workers: 1,
+        workers: plan.workers,
         timeouts: Timeouts::default(),
         limits: SessionLimits::default(),
         session_capacity: plan.sessions as usize * 5 / 4 + 4096,
@@ -420,7 +425,7 @@ fn nic(plan: &JoinedPlan, index: u8, memory: &Arc<FrameMemory>, window: &Arc<Win
     };
     let tx = SinkTx::new(index, memory, NIC_DEPTH);
     Arc::new(Nic {
-        state: Arc::new(NicState::new(index, format!("nic{index}"), 1, 1500)),
+        state: Arc::new(NicState::new(index, format!("nic{index}"), plan.workers, 1500)),
         mac: Mac([0x02, 0, 0, 0, 0x77, index]),
         queues: Box::new([NicQueue::new(rx, Box::new(tx))]),
         group: None,
@@ -462,7 +467,7 @@ fn view(plan: &JoinedPlan, guest: &Guest, index: u8) -> Result<fabric::Port> {
         tx_enabled: true,
         rx: ring(receive)?,
     };
-    let state = PortState::new(index, format!("p{index}"), 1, 1);
+    let state = PortState::new(index, format!("p{index}"), 1, plan.workers);
     Ok(fabric::Port::new(
         Arc::new(state),
         Some(Mac(guest.mac)),
@@ -484,6 +489,7 @@ mod tests {
             nics,
             ports: 2,
             queue_size: 256,
+            workers: 1,
             cpu: 0,
             times: [Duration::from_millis(300), Duration::from_millis(200)],
         }

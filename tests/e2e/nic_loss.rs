@@ -185,22 +185,29 @@ fn resets(snmp: &str) -> Result<u64> {
     Ok(counts.iter().sum())
 }
 
-/// Those of the guest and of the peer.
-fn resets_at_both_ends(scene: &Scene) -> Result<[u64; 2]> {
-    let guest = scene.guests[0].run(&["cat", "/proc/net/snmp"], PATIENCE)?;
+/// Those of the guests and of the peer.
+fn resets_at_both_ends(scene: &Scene) -> Result<Vec<u64>> {
     let peer = run(scene.fabric.peer.command("cat").arg("/proc/net/snmp"))?;
-    Ok([resets(&guest.stdout)?, resets(&peer)?])
+    let mut all = vec![resets(&peer)?];
+    for guest in &scene.guests {
+        let told = guest.run(&["cat", "/proc/net/snmp"], PATIENCE)?;
+        all.push(resets(&told.stdout)?);
+    }
+    Ok(all)
 }
 
 #[test]
 fn busy_and_silent_sessions_on_eight_nics_see_no_reset_over_many_losses() -> Result<()> {
     const NICS: usize = 8;
-    let scene = Scene::set(NICS, 2, 1)?;
+    let scene = Scene::set(NICS, 2, 2)?;
     let busy = scene.open_sessions_of(32, 20, 400)?;
-    let target = endpoint(&guest_ipv4(0), ECHO_PORT)?;
+    scene.guests[1].tcp_echo(ECHO_PORT)?;
+    let targets = [0, 1].map(|guest| endpoint(&guest_ipv4(guest), ECHO_PORT));
+    let targets = targets.into_iter().collect::<Result<Vec<_>>>()?;
     let mut silent: Vec<TcpStream> = scene.fabric.peer.run(|| {
-        let connect = |_| TcpStream::connect_timeout(&target, PATIENCE);
-        Ok((0..32).map(connect).collect::<std::io::Result<_>>()?)
+        let connect = |target| TcpStream::connect_timeout(target, PATIENCE);
+        let targets = targets.iter().cycle().take(32);
+        Ok(targets.map(connect).collect::<std::io::Result<_>>()?)
     })?;
     let before = resets_at_both_ends(&scene)?;
     let sessions = scene.daemon()?.sessions_per_nic(&scene.fabric.nics())?;
@@ -228,7 +235,7 @@ fn busy_and_silent_sessions_on_eight_nics_see_no_reset_over_many_losses() -> Res
             .with_context(|| format!("silent session {number}"))?;
         assert_eq!(&echo, b"still");
     }
-    assert_eq!(resets_at_both_ends(&scene)?, before, "guest and peer");
+    assert_eq!(resets_at_both_ends(&scene)?, before, "peer and guests");
     drop(silent);
     busy.finish(&scene)
 }

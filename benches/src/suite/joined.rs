@@ -134,6 +134,7 @@ fn measure(
         nics,
         ports,
         queue_size: 1024,
+        workers: 1,
         cpu: DEVICE_CPU,
         times: [
             // Every session is there before anything is counted.

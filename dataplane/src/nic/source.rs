@@ -9,11 +9,11 @@ use super::{NicRx, NicRxCounters, NicRxReader};
 use crate::counters::Counter;
 use crate::memory::frames::{ChunkCache, Frame};
 
-/// How many frames may be under way, from all sources of one worker to whoever takes them.
+/// How many frames may be under way, from all sources to whoever takes them; a burst of another worker more.
 #[derive(Debug, Default)]
 pub struct Window {
     most: AtomicU64,
-    given: Counter,
+    given: AtomicU64,
     taken: AtomicU64,
 }
 
@@ -33,7 +33,8 @@ impl Window {
     }
 
     fn room(&self) -> usize {
-        let under_way = self.given.get() - self.taken.load(Ordering::Acquire);
+        let taken = self.taken.load(Ordering::Acquire);
+        let under_way = self.given.load(Ordering::Relaxed).saturating_sub(taken);
         let room = self.most.load(Ordering::Relaxed).saturating_sub(under_way);
         usize::try_from(room).unwrap_or(usize::MAX)
     }
@@ -91,7 +92,7 @@ impl NicRx for SourceRx {
             count += 1;
         }
         if count > 0 {
-            self.window.given.add(count as u64);
+            self.window.given.fetch_add(count as u64, Ordering::Relaxed);
             self.counters.frames.add(count as u64);
             self.counters.bytes.add((count * self.size) as u64);
         }
