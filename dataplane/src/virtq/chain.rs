@@ -176,7 +176,7 @@ pub(super) struct Batch {
     /// Likewise.
     chains: Vec<Chain>,
     /// The chain that is being gathered: its first segment and its bytes.
-    open: (usize, u32),
+    open: (u16, u32),
     /// Descriptors that were followed for it.
     walked: u32,
 }
@@ -282,7 +282,7 @@ impl Batch {
             self.segments.set_len(first + added);
             self.chains.set_len(self.chains.len() + added);
         }
-        self.open = (first + added, 0);
+        self.open = (narrow(first + added), 0);
         self.walked += u32::from(count);
         count
     }
@@ -293,17 +293,17 @@ impl Batch {
         self.chains.push(Chain {
             id,
             entries,
-            first: narrow(first),
-            segments: narrow(self.segments.len() - first),
+            first,
+            segments: narrow(self.segments.len()) - first,
             len,
             truncated,
         });
-        self.open = (self.segments.len(), 0);
+        self.open = (narrow(self.segments.len()), 0);
     }
 
     /// Forgets the open chain.
     pub(super) fn abort(&mut self) {
-        self.segments.truncate(self.open.0);
+        self.segments.truncate(self.open.0.into());
         self.open.1 = 0;
     }
 

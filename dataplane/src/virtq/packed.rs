@@ -158,6 +158,7 @@ impl PackedRing {
     }
 
     /// Takes the next chain, if there is one.
+    #[inline]
     fn take(&mut self, direction: Direction) -> Result<Taken, RingError> {
         let here = self.next_avail;
         if self.outstanding == self.parts.size {
@@ -170,6 +171,14 @@ impl PackedRing {
         if self.core.batch.is_full() {
             return Ok(Taken::NoRoom);
         }
+        self.follow(flags, direction)
+    }
+
+    /// Takes the next chain, which is available, and whose first descriptor has these flags.
+    // Seldom called, and the loop of `take_lone` beside it needs the registers.
+    #[inline(never)]
+    fn follow(&mut self, flags: u16, direction: Direction) -> Result<Taken, RingError> {
+        let here = self.next_avail;
         let walk = if flags & DESC_F_INDIRECT == 0 {
             self.walk_direct(flags, direction)
         } else {

@@ -166,6 +166,8 @@ impl SplitRing {
     }
 
     /// Takes the next chain. `false`: the batch has no room for it, and it was not taken.
+    // Seldom called, and the loop of `take_lone` beside it needs the registers.
+    #[inline(never)]
     fn take(&mut self, direction: Direction) -> Result<bool, RingError> {
         if self.core.batch.is_full() {
             return Ok(false);
