@@ -46,8 +46,8 @@ struct Options {
     /// NICs
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(2..=8))]
     nics: u8,
-    /// Frames a second
-    #[arg(long, default_value_t = 20_000)]
+    /// Frames a second: what is measured contains the time to the next frame of the NIC that is lost
+    #[arg(long, default_value_t = 100_000)]
     rate: u32,
     /// Make and delete interfaces all the time, which holds the kernel's RTNL lock
     #[arg(long)]
