@@ -149,7 +149,13 @@ fn probes_find_a_link_that_is_up_and_carries_nothing() -> Result<()> {
         )?;
         scene.fabric.black_hole(nic, false);
         scene.daemon()?.wait_alive(&format!("up{nic}"), true)?;
-        assert_eq!(last_cause(&scene, nic)?, "probes are answered again");
+        // For want of a better one if answers to the other NIC, too, came too late just now: the machine may be that busy.
+        let cause = last_cause(&scene, nic)?;
+        let causes = [
+            "probes are answered again",
+            "the carrier is up and no other NIC is alive",
+        ];
+        assert!(causes.contains(&cause.as_str()), "{target}: {cause}");
         sessions.advance(&scene, &format!("up{nic} leads somewhere, {target}"))?;
     }
     // Nobody answers any NIC: that is not the NICs' fault.
