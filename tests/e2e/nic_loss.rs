@@ -112,6 +112,13 @@ fn last_cause(scene: &Scene, nic: usize) -> Result<String> {
         .to_owned())
 }
 
+/// Ends a NIC's black hole; why it is alive then.
+fn led_somewhere_again(scene: &Scene, nic: usize) -> Result<String> {
+    scene.fabric.black_hole(nic, false);
+    scene.daemon()?.wait_alive(&format!("up{nic}"), true)?;
+    last_cause(scene, nic)
+}
+
 /// The switch throws away what a NIC sends while its link stays up; probes of every kind find that out. Answers come by
 /// whichever link the switch chooses, here also by the one that is probed.
 #[test]
@@ -147,15 +154,19 @@ fn probes_find_a_link_that_is_up_and_carries_nothing() -> Result<()> {
             nic,
             &format!("up{nic} leads nowhere, {target}"),
         )?;
-        scene.fabric.black_hole(nic, false);
-        scene.daemon()?.wait_alive(&format!("up{nic}"), true)?;
-        // For want of a better one if answers to the other NIC, too, came too late just now: the machine may be that busy.
-        let cause = last_cause(&scene, nic)?;
-        let causes = [
-            "probes are answered again",
-            "the carrier is up and no other NIC is alive",
-        ];
-        assert!(causes.contains(&cause.as_str()), "{target}: {cause}");
+        let mut back = led_somewhere_again(&scene, nic)?;
+        for _ in 0..3 {
+            if back != "the carrier is up and no other NIC is alive" {
+                break;
+            }
+            // Answers to the other NIC came too late just now, for the machine is that busy: that says nothing of this one's. Once more.
+            scene.daemon()?.wait_alive("up0", true)?;
+            scene.daemon()?.wait_alive("up1", true)?;
+            scene.fabric.black_hole(nic, true);
+            scene.daemon()?.wait_alive(&format!("up{nic}"), false)?;
+            back = led_somewhere_again(&scene, nic)?;
+        }
+        assert_eq!(back, "probes are answered again", "{target}");
         sessions.advance(&scene, &format!("up{nic} leads somewhere, {target}"))?;
     }
     // Nobody answers any NIC: that is not the NICs' fault.
