@@ -6,7 +6,8 @@ use vnic_lb::MAX_NICS;
 use vnic_lb::nics::NicIndex;
 use vnic_lb::parse::parse;
 
-use super::{BURST, Context};
+use super::Context;
+use super::allowance::LONG_BURST;
 use crate::counters::DropReason;
 use crate::fabric::vlan::{TAG_LEN, TAG_OFFSET, tag_bytes};
 use crate::fabric::{
@@ -47,7 +48,7 @@ impl Staged {
             rings: (0..RINGS).map(|_| Vec::new()).collect(),
             touched_rings: Vec::with_capacity(RINGS),
             owing_rings: Vec::with_capacity(RINGS),
-            nics: std::array::from_fn(|_| Vec::with_capacity(BURST)),
+            nics: std::array::from_fn(|_| Vec::with_capacity(LONG_BURST)),
             touched_nics: 0,
             owing_nics: 0,
         }
@@ -59,8 +60,8 @@ impl Staged {
         if frames.is_empty() {
             self.touched_rings.push(ring);
             // Once in a ring's life; afterwards the room is there.
-            if frames.capacity() < BURST {
-                frames.reserve(BURST);
+            if frames.capacity() < LONG_BURST {
+                frames.reserve(LONG_BURST);
             }
         }
         frames.push(frame);

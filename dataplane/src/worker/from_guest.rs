@@ -1,8 +1,9 @@
 //! Frames that guests send.
 
+use super::Context;
+use super::allowance::{BURST, Backlog};
 use super::held::HeldRing;
 use super::sort::{Route, Sorted};
-use super::{BURST, Context};
 use crate::counters::{DropReason, PairCounters};
 use crate::engine::Event;
 use crate::fabric::{Fabric, Port, Ring};
@@ -14,6 +15,7 @@ impl Context {
     /// Takes one burst from a guest TX ring and sends it on its way; returns the number of frames (or chains) taken.
     pub(super) fn poll_guest(&mut self, fabric: &Fabric, held: &mut HeldRing<'_>) -> usize {
         let (port_at, pair_at, ring) = (held.port, held.pair, held.ring);
+        let most = self.allowance.of(std::mem::take(&mut held.backlog));
         let Some(engine) = held.engine().filter(|engine| engine.has_available()) else {
             return 0;
         };
@@ -21,37 +23,47 @@ impl Context {
         let pair = &port.pairs[pair_at];
         let counters = port.state.pairs[pair_at].of(self.index);
         let taken = if pair.tx_enabled {
-            self.take_burst(fabric, port, counters, engine)
+            self.take_burst(fabric, port, counters, engine, most)
         } else {
             self.discard_burst(port, engine)
         };
         counters.notifications.add(u64::from(engine.notify()));
         self.send_uplink(fabric, port);
         self.deliver_staged(fabric);
-        taken.unwrap_or_else(|error| {
-            self.ring_broken(port, pair_at * 2 + 1, ring, error);
-            0
-        })
+        match taken {
+            Ok((frames, bytes)) => {
+                held.backlog = Backlog::of(frames, bytes);
+                self.allowance.note_ring(held.backlog);
+                frames
+            }
+            Err(error) => {
+                self.ring_broken(port, pair_at * 2 + 1, ring, error);
+                0
+            }
+        }
     }
 
-    fn discard_burst(&self, port: &Port, engine: &mut virtq::Ring) -> Result<usize, RingError> {
+    /// Throws a burst away; returns its frames (or chains), and no bytes, as none was looked at.
+    fn discard_burst(&self, port: &Port, engine: &mut virtq::Ring) -> Result<(usize, u64), RingError> {
         let discarded = vnet::discard_from_guest(engine, BURST)?;
         let drops = &port.state.counters.of(self.index).drops;
         drops.add(DropReason::RingDisabled, discarded as u64);
-        Ok(discarded)
+        Ok((discarded, 0))
     }
 
-    /// Looks at a burst, copies each of its frames to where it goes, and gives the guest its buffers back.
+    /// Looks at a burst of at most so many frames, copies each of them to where it goes, and gives the guest its buffers back. Returns the
+    /// number of frames (or chains) and the bytes of those that were in order.
     fn take_burst(
         &mut self,
         fabric: &Fabric,
         port: &Port,
         counters: &PairCounters,
         engine: &mut virtq::Ring,
-    ) -> Result<usize, RingError> {
-        vnet::look(engine, BURST, &mut self.sorted.looks)?;
+        most: usize,
+    ) -> Result<(usize, u64), RingError> {
+        vnet::look(engine, most, &mut self.sorted.looks)?;
         let mut sorted = std::mem::take(&mut self.sorted);
-        self.sort(fabric, port, counters, &mut sorted);
+        let bytes = self.sort(fabric, port, counters, &mut sorted);
         sorted.spread_by_flow(fabric, engine);
         sorted.for_each_ring(|port, pair, looks, picks| {
             let frames = picks
@@ -63,7 +75,7 @@ impl Context {
         let taken = sorted.looks.len();
         self.sorted = sorted;
         vnet::finish(engine);
-        Ok(taken)
+        Ok((taken, bytes))
     }
 
     /// Copies what does not go straight to another guest into frame memory, and stages it.

@@ -1,8 +1,9 @@
 //! Frames that NICs receive, and copies of those to groups.
 
+use super::Context;
+use super::allowance::BURST;
 use super::from_guest::frame_len;
 use super::held::HeldNicQueue;
-use super::{BURST, Context};
 use crate::checksum::partial;
 use crate::counters::DropReason;
 use crate::fabric::{Fabric, Nic};
@@ -16,6 +17,7 @@ impl Context {
         let Some(rx) = held.rx() else { return 0 };
         let received = rx.receive(&mut self.stock.chunks, &mut self.burst, BURST);
         rx.refill(&mut self.stock.chunks);
+        self.allowance.note_nic(received);
         self.route_received(fabric, nic);
         received
     }

@@ -3,6 +3,7 @@
 
 use std::sync::{Mutex, MutexGuard};
 
+use super::allowance::Backlog;
 use crate::fabric::{Fabric, Ring};
 use crate::nic::NicRx;
 use crate::virtq;
@@ -23,6 +24,7 @@ impl<'f> Held<'f> {
                 port,
                 pair,
                 ring: fabric.ports[port].pairs[pair].tx.as_deref()?,
+                backlog: Backlog::default(),
                 engine: None,
             })
         });
@@ -60,6 +62,8 @@ pub(super) struct HeldRing<'f> {
     /// Its queue pair's place in the port.
     pub pair: usize,
     pub ring: &'f Ring,
+    /// What waited in it at the last look.
+    pub backlog: Backlog,
     /// `None` while the worker that had it in the last generation still does.
     engine: Option<MutexGuard<'f, virtq::Ring>>,
 }

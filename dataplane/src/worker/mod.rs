@@ -1,8 +1,9 @@
 //! A datapath thread: it polls its share of guest TX rings and NIC queues, switches frames, and waits when there are none.
 //!
 //! One turn looks at each queue of the share once and takes a bounded burst from each, so a busy guest delays its neighbours by no
-//! more than that.
+//! more than that ([`allowance`]).
 
+mod allowance;
 mod deliver;
 mod from_guest;
 mod from_nic;
@@ -26,14 +27,12 @@ use crate::engine::SharedState;
 use crate::fabric::{Fabric, Stock};
 use crate::memory::frames::{ChunkCache, Frame, FrameMemory};
 use crate::virtq::prepare_to_signal;
+use allowance::{Allowance, LONG_BURST};
 use deliver::Staged;
 use held::Held;
 use sort::Sorted;
 pub use wait::{Poll, SleepIn};
 pub(crate) use wait::{Waiter, choose};
-
-/// Frames taken from one queue in one turn.
-const BURST: usize = 64;
 
 /// Turns between two looks at the clock: a look costs as much as a frame, and a turn takes microseconds at most.
 const CLOCK_TURNS: u32 = 16;
@@ -53,6 +52,8 @@ struct Context {
     upkeep_due: bool,
     /// Turns until the NICs' frames in flight are looked at again.
     turns_to_service: u32,
+    /// What the guests' rings may give in this turn.
+    allowance: Allowance,
     /// The burst in hand from a guest.
     sorted: Sorted,
     /// Frames of the burst in hand.
@@ -82,11 +83,12 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
         now: Clock::default(),
         upkeep_due: false,
         turns_to_service: 0,
+        allowance: Allowance::new(),
         sorted: Sorted::new(),
-        burst: Vec::with_capacity(BURST),
-        uplink: Vec::with_capacity(BURST),
-        observed: Burst::with_capacity(BURST),
-        choices: Vec::with_capacity(BURST),
+        burst: Vec::with_capacity(LONG_BURST),
+        uplink: Vec::with_capacity(LONG_BURST),
+        observed: Burst::with_capacity(LONG_BURST),
+        choices: Vec::with_capacity(LONG_BURST),
         staged: Staged::new(),
         rescued: Vec::new(),
         rescued_observed: Burst::default(),
@@ -147,6 +149,7 @@ impl Context {
         for queue in &mut held.nic_queues {
             moved += self.poll_nic(fabric, queue);
         }
+        self.allowance.end_turn();
         if service {
             moved += self.service_queues(fabric, &share.nic_queues);
         }

@@ -2,7 +2,8 @@
 
 use vnic_lb::parse::parse;
 
-use super::{BURST, Context};
+use super::Context;
+use super::allowance::LONG_BURST;
 use crate::counters::{DropReason, PairCounters};
 use crate::engine::Event;
 use crate::fabric::vlan::NO_VLAN;
@@ -40,16 +41,19 @@ pub(super) struct Sorted {
     pub(super) copied: Vec<(u8, Route, u16)>,
 }
 
+// So that a position fits eight bits.
+const _: () = assert!(LONG_BURST <= u8::MAX as usize);
+
 impl Sorted {
     /// With room for bursts.
     pub(super) fn new() -> Sorted {
         let rings = MAX_PORTS * MAX_QUEUE_PAIRS;
         Sorted {
-            looks: Vec::with_capacity(BURST),
+            looks: Vec::with_capacity(LONG_BURST),
             by_ring: (0..rings).map(|_| Vec::new()).collect(),
             touched: Vec::with_capacity(rings),
-            by_flow: Vec::with_capacity(BURST),
-            copied: Vec::with_capacity(BURST),
+            by_flow: Vec::with_capacity(LONG_BURST),
+            copied: Vec::with_capacity(LONG_BURST),
         }
     }
 
@@ -60,7 +64,7 @@ impl Sorted {
         if picks.is_empty() {
             self.touched.push(ring);
             // Once in a ring's life; afterwards the room is there.
-            picks.reserve(BURST);
+            picks.reserve(LONG_BURST);
         }
         picks.push(index);
     }
@@ -100,14 +104,14 @@ impl Sorted {
 }
 
 impl Context {
-    /// Decides for each frame where it goes, and counts.
+    /// Decides for each frame where it goes, and counts. Returns the bytes of all that are in order.
     pub(super) fn sort(
         &mut self,
         fabric: &Fabric,
         port: &Port,
         counters: &PairCounters,
         sorted: &mut Sorted,
-    ) {
+    ) -> u64 {
         let drops = &port.state.counters.of(self.index).drops;
         let (mut frames, mut bytes) = (0, 0);
         // The addresses of the frame before, and where it went: while nobody minds VLANs, they decide.
@@ -145,6 +149,7 @@ impl Context {
         sorted.looks = looks;
         counters.guest_tx_frames.add(frames);
         counters.guest_tx_bytes.add(bytes);
+        bytes
     }
 
     /// Decides where a frame that begins with `head` goes, and in which VLAN it is.

@@ -7,3 +7,4 @@ mod redrive;
 mod rings;
 mod state;
 mod switching;
+mod turns;

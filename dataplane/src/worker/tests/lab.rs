@@ -62,7 +62,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const CHUNKS: u32 = 4096;
 const NIC_DEPTH: usize = 128;
 const RING: u16 = 256;
-const HEADER: usize = 12;
+pub(super) const HEADER: usize = 12;
 pub(super) const BROADCAST: Mac = Mac([0xff; 6]);
 /// Somebody beyond the NICs.
 pub(super) const STRANGER: Mac = Mac([0x02, 0, 0, 0, 0x99, 1]);

@@ -214,7 +214,9 @@ fn a_hand_off_ring_that_is_full_drops_the_excess_and_keeps_the_order() {
         lab.dropped(1, DropReason::HandOffFull, 600 - 512);
         let counters = lab.engine.worker_counters();
         assert_eq!(counters.sum(|worker| worker.handed_off_frames.get()), 512);
-        assert!(counters.sum(|worker| worker.contended_bursts.get()) >= 600 / crate::worker::BURST as u64);
+        assert!(
+            counters.sum(|worker| worker.contended_bursts.get()) >= 600 / crate::worker::LONG_BURST as u64
+        );
         drop(held);
         // The worker comes back for all of them, and the next burst is behind those that came first.
         lab.send(0, &udp(guest_mac(1), guest_mac(0), 1, 600));
