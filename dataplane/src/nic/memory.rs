@@ -215,7 +215,9 @@ impl NicTx for MemoryTx {
         }
     }
 
+    /// As a kernel that asks to be kicked each time.
     fn flush(&mut self) {
+        self.counters.kicks += u64::from(!self.queued.is_empty());
         while let Some(frame) = self.queued.pop_front() {
             if let Err(frame) = self.wire.sending.push(frame) {
                 self.queued.push_front(frame);

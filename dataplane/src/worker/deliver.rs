@@ -35,6 +35,9 @@ pub(super) struct Staged {
 const TAG_LEN_U16: u16 = 4;
 const _: () = assert!(TAG_LEN_U16 as usize == TAG_LEN);
 
+/// Frames that one destination may have: the last burst comes when there is not quite a long one.
+const ROOM: usize = 2 * LONG_BURST;
+
 const RINGS: usize = MAX_PORTS * MAX_QUEUE_PAIRS;
 
 /// Where a guest RX ring is among all of them.
@@ -48,7 +51,7 @@ impl Staged {
             rings: (0..RINGS).map(|_| Vec::new()).collect(),
             touched_rings: Vec::with_capacity(RINGS),
             owing_rings: Vec::with_capacity(RINGS),
-            nics: std::array::from_fn(|_| Vec::with_capacity(LONG_BURST)),
+            nics: std::array::from_fn(|_| Vec::with_capacity(ROOM)),
             touched_nics: 0,
             owing_nics: 0,
         }
@@ -60,8 +63,8 @@ impl Staged {
         if frames.is_empty() {
             self.touched_rings.push(ring);
             // Once in a ring's life; afterwards the room is there.
-            if frames.capacity() < LONG_BURST {
-                frames.reserve(LONG_BURST);
+            if frames.capacity() < ROOM {
+                frames.reserve(ROOM);
             }
         }
         frames.push(frame);

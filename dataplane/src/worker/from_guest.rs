@@ -12,7 +12,8 @@ use crate::virtq::{self, RingError};
 use crate::vnet;
 
 impl Context {
-    /// Takes one burst from a guest TX ring and sends it on its way; returns the number of frames (or chains) taken.
+    /// Takes one burst from a guest TX ring. What could not go straight to another guest is staged afterwards. Returns the number of frames (or
+    /// chains) taken.
     pub(super) fn poll_guest(&mut self, fabric: &Fabric, held: &mut HeldRing<'_>) -> usize {
         let (port_at, pair_at, ring) = (held.port, held.pair, held.ring);
         let most = self.allowance.of(std::mem::take(&mut held.backlog));
@@ -29,7 +30,6 @@ impl Context {
         };
         counters.notifications.add(u64::from(engine.notify()));
         self.send_uplink(fabric, port);
-        self.deliver_staged(fabric);
         match taken {
             Ok((frames, bytes)) => {
                 held.backlog = Backlog::of(frames, bytes);

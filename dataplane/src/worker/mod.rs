@@ -136,9 +136,19 @@ impl Context {
     /// One look at every queue of the share; returns the number of frames moved.
     fn turn(&mut self, fabric: &Fabric, held: &mut Held<'_>) -> usize {
         let share = &fabric.shares[self.index];
-        let mut moved = 0;
+        let (mut moved, mut undelivered) = (0, 0);
         for ring in &mut held.rings {
-            moved += self.poll_guest(fabric, ring);
+            let taken = self.poll_guest(fabric, ring);
+            moved += taken;
+            undelivered += taken;
+            // A NIC is visited, and kicked, once for what many guests have for it; but that does not wait for long.
+            if undelivered >= LONG_BURST {
+                self.deliver_staged(fabric);
+                undelivered = 0;
+            }
+        }
+        if undelivered > 0 {
+            self.deliver_staged(fabric);
         }
         let service = moved == 0 || self.turns_to_service == 0;
         self.turns_to_service = if service {

@@ -60,7 +60,7 @@ impl Habits {
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const CHUNKS: u32 = 4096;
-const NIC_DEPTH: usize = 128;
+const NIC_DEPTH: usize = 256;
 const RING: u16 = 256;
 pub(super) const HEADER: usize = 12;
 pub(super) const BROADCAST: Mac = Mac([0xff; 6]);

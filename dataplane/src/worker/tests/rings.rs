@@ -159,11 +159,11 @@ fn a_guest_without_buffers_loses_its_own_frames_only() {
 fn a_full_nic_ring_drops_the_excess_and_goes_on() {
     for settings in SETTINGS {
         let mut lab = Lab::new(settings, 1, 1);
-        // The ring takes 128 and the peer takes none.
-        for number in 0..200 {
+        // The ring takes 256 and the peer takes none.
+        for number in 0..300 {
             lab.send(0, &udp(STRANGER, guest_mac(0), 1, number));
         }
-        lab.nic_dropped(0, DropReason::NicRingFull, 200 - 128);
+        lab.nic_dropped(0, DropReason::NicRingFull, 300 - 256);
         // `adaptive` makes the NIC dearer for it.
         let (balancer, mut now) = (Arc::clone(&lab.balancer), 0);
         balancer.set_policy(Algorithm::Adaptive);
@@ -174,11 +174,11 @@ fn a_full_nic_ring_drops_the_excess_and_goes_on() {
             (explanation.nics[0].figures.latency > 1.0).then_some(())
         });
         balancer.set_policy(Algorithm::Hash);
-        for number in 0..128 {
+        for number in 0..256 {
             assert_eq!(tag(&lab.collect(0)), number);
         }
-        lab.send(0, &udp(STRANGER, guest_mac(0), 1, 200));
-        assert_eq!(tag(&lab.collect(0)), 200);
+        lab.send(0, &udp(STRANGER, guest_mac(0), 1, 300));
+        assert_eq!(tag(&lab.collect(0)), 300);
         lab.end();
     }
 }
