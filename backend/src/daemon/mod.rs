@@ -9,8 +9,10 @@ mod guarded;
 mod health;
 mod journal;
 mod keeper;
+mod kept;
 mod links;
 mod log_budget;
+mod membership;
 mod nic;
 mod operator;
 mod pinned;
@@ -46,6 +48,7 @@ use events::{Events, Source};
 use health::HealthThread;
 use journal::Journal;
 use keeper::Keeper;
+use kept::Done;
 use links::HostLinks;
 use nic::NicRuntime;
 use operator::Listener;
@@ -54,7 +57,7 @@ use port::{MacOrigin, Outcome, PortRuntime};
 use probes::Addresses;
 use rarp::Rarps;
 use stall::StallWatch;
-use uplinks::{Done, Leaving};
+use uplinks::Leaving;
 
 /// How often timeouts of the control socket are looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);

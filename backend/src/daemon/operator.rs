@@ -11,9 +11,9 @@ use vnic_lb::pinned::Move;
 use vnic_lb::policy::Algorithm;
 
 use super::Daemon;
+use super::kept::Done;
 use super::nic::{NicRuntime, Phase, removed_nic};
 use super::spares;
-use super::uplinks::Done;
 use crate::config;
 use crate::control::flow;
 use crate::control::protocol::{CallError, ErrorCode, MAX_WAIT_S, Reply, Ticket};

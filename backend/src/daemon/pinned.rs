@@ -13,8 +13,8 @@ use vnic_lb::pinned::{MAX_STATIONS, Move, Pin, Station, Stations};
 
 use super::Daemon;
 use super::announcer::Announcer;
+use super::kept::Done;
 use super::port::PortRuntime;
-use super::uplinks::Done;
 use crate::control::protocol::{CallError, ErrorCode, Reply};
 use crate::control::report::{Counted, PinnedReport, StationReport};
 use crate::control::station;

@@ -10,26 +10,23 @@ use anyhow::{Context as _, Result};
 use tracing::{info, warn};
 use vnic_dataplane::fabric::{Nic, NicState, VlanMode};
 use vnic_dataplane::memory::frames::FrameMemory;
-use vnic_dataplane::neighbour::snoop::Snooped;
 use vnic_lb::mac::Mac;
-use vnic_lb::nics::{NicIndex, NicInfo};
-use vnic_lb::pinned::Move;
+use vnic_lb::nics::NicIndex;
 
 use super::Daemon;
 use super::drive::{Checked, Drive, locked_bytes};
 use super::health::{Command, News};
+use super::kept::Done;
 use super::nic::{NicRuntime, Phase, removed_nic};
-use super::probes::HostAddress;
-use super::spares::{self, SpareError};
 use crate::config::NicConfig;
-use crate::control::protocol::{CallError, ErrorCode, Reply, Ticket};
-use crate::control::report::{NicAddedReport, NicSessionsReport};
+use crate::control::protocol::{Reply, Ticket};
+use crate::control::report::NicSessionsReport;
 use crate::host::interface::{self, Interface};
 use crate::host::netlink::link::Link;
 use crate::host::privileges;
 
 /// How long a NIC that goes keeps its sockets: the workers send what a lost one had in flight by others, or a removed one sends it itself.
-const FAREWELL: Duration = Duration::from_millis(50);
+pub(super) const FAREWELL: Duration = Duration::from_millis(50);
 
 /// Time between two attempts to take up an interface that is there and cannot be opened.
 const RETRY: Duration = Duration::from_secs(1);
@@ -37,55 +34,11 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Chunks that workers need beside a new NIC's fill rings.
 const SPARE_CHUNKS: u32 = 1024;
 
-/// What the keeper gives.
-pub(super) enum Done {
-    /// A NIC that an operator asked for was opened, or not.
-    Added {
-        ticket: Ticket,
-        config: NicConfig,
-        opened: Result<Box<Opened>>,
-    },
-    /// A NIC whose interface came back was opened, or not.
-    Reopened {
-        index: NicIndex,
-        opened: Result<Box<Opened>>,
-    },
-    /// The balancer has let go of a NIC, or needs it.
-    Released {
-        ticket: Ticket,
-        index: NicIndex,
-        released: Result<Released, SpareError>,
-    },
-    /// What nobody waits for.
-    Nothing,
-    /// Addresses that guests may have.
-    Snooped(Vec<Snooped>),
-    /// Those of the host.
-    Addresses(Vec<HostAddress>),
-    /// Somebody waits for that.
-    Answer {
-        ticket: Ticket,
-        answer: Result<Reply, CallError>,
-        /// To be kept: NIC, kind, cause.
-        event: Option<(Option<String>, &'static str, String)>,
-        /// Stations that other NICs have now.
-        moves: Vec<Move>,
-    },
-}
-
-/// What a NIC had that the balancer has let go of.
-pub(super) struct Released {
-    /// Or stations.
-    sessions: u64,
-    /// Stations that other NICs have now.
-    moves: Vec<Move>,
-}
-
 /// A NIC that was opened.
 pub(super) struct Opened {
-    interface: Interface,
-    state: Arc<NicState>,
-    drive: Drive,
+    pub(super) interface: Interface,
+    pub(super) state: Arc<NicState>,
+    pub(super) drive: Drive,
 }
 
 /// Sockets that go when no worker uses them any more.
@@ -97,9 +50,20 @@ pub(super) struct Leaving {
     removal: Option<(Ticket, NicSessionsReport)>,
 }
 
-/// Why a NIC cannot be added.
+impl Leaving {
+    /// From now on.
+    pub(super) fn new(drive: Drive, removal: Option<(Ticket, NicSessionsReport)>) -> Leaving {
+        Leaving {
+            drive,
+            generation: None,
+            removal,
+        }
+    }
+}
+
+/// Why an interface cannot be taken up.
 #[derive(Debug, thiserror::Error)]
-enum AddError {
+enum OpenError {
     /// Its rings would starve the others.
     #[error(
         "NIC {ifname}: its {queues} receive queues need {needed} chunks of frame memory and {free} are free: give it fewer \
@@ -115,7 +79,7 @@ enum AddError {
 }
 
 /// Opens an interface as the NIC that `state` gives once it was found fit; called by the keeper.
-fn open(
+pub(super) fn open(
     config: &NicConfig,
     allow_default_route: bool,
     needs_tags: bool,
@@ -131,7 +95,7 @@ fn open(
         (checked.ring_chunks() / 2).saturating_add(SPARE_CHUNKS),
     );
     if free < needed {
-        return Err(AddError::Memory {
+        return Err(OpenError::Memory {
             ifname: config.ifname.clone(),
             queues: checked.queues,
             needed,
@@ -172,14 +136,14 @@ impl Daemon {
         found.map_or_else(|| removed_nic(index), |nic| nic.id().to_owned())
     }
 
-    fn needs_tags(&self) -> bool {
+    pub(super) fn needs_tags(&self) -> bool {
         self.config
             .ports
             .iter()
             .any(|port| port.vlan != VlanMode::Transparent)
     }
 
-    fn driven_queues(&self) -> u64 {
+    pub(super) fn driven_queues(&self) -> u64 {
         self.nics.iter().map(|nic| u64::from(nic.queues())).sum()
     }
 
@@ -315,11 +279,7 @@ impl Daemon {
                     nic.phase = Phase::Absent { retry_at: Some(now) };
                     if let Some(drive) = nic.park() {
                         self.unpublished = true;
-                        self.leaving.push(Leaving {
-                            drive,
-                            generation: None,
-                            removal: None,
-                        });
+                        self.leaving.push(Leaving::new(drive, None));
                     }
                 }
                 Phase::Absent { retry_at } if retry_at.is_some_and(|at| at <= now) => {
@@ -337,39 +297,6 @@ impl Daemon {
             Phase::Driven | Phase::Joining { .. } | Phase::Opening => None,
         };
         self.nics.iter().filter_map(deadline).min()
-    }
-
-    fn remove_due(&mut self, now: Instant) {
-        let is_due =
-            |nic: &mut NicRuntime| matches!(&nic.phase, Phase::Removing { close_at } if *close_at <= now);
-        let removed: Vec<NicRuntime> = self.nics.extract_if(.., is_due).collect();
-        for mut nic in removed {
-            let at = self
-                .removals
-                .iter()
-                .position(|(_, report)| report.id == nic.config.id);
-            let removal = at.map(|at| self.removals.swap_remove(at));
-            info!(nic = nic.config.id, "NIC removed");
-            match nic.park() {
-                Some(drive) => {
-                    self.unpublished = true;
-                    self.leaving.push(Leaving {
-                        drive,
-                        generation: None,
-                        removal,
-                    });
-                }
-                None => self.removed(removal),
-            }
-        }
-    }
-
-    fn removed(&mut self, removal: Option<(Ticket, NicSessionsReport)>) {
-        if let Some((ticket, report)) = removal {
-            let left = format!("{} {} go on by the others", report.sessions, report.counted);
-            self.journal.note(Some(&report.id), "removed", left);
-            self.answer(ticket, Reply::report(&report));
-        }
     }
 
     /// Opens a NIC again whose interface is there again.
@@ -398,150 +325,8 @@ impl Daemon {
         });
     }
 
-    /// Begins to open a NIC that an operator asks for.
-    pub(super) fn begin_adding(&mut self, ticket: Ticket, config: NicConfig) {
-        let (needs_tags, queues) = (self.needs_tags(), self.driven_queues());
-        let (allow, memory) = (self.config.allow_default_route_nic, Arc::clone(&self.memory));
-        let (balancer, workers) = (Arc::clone(&self.balancer), self.engine.workers());
-        self.adding.push(config.clone());
-        self.keeper.run(move || {
-            let mut index = None;
-            let opened = open(&config, allow, needs_tags, queues, &memory, |interface| {
-                spares::check_new(&balancer, &config.id, config.weight)?;
-                let nic = balancer.add_nic(&NicInfo {
-                    id: config.id.clone(),
-                    weight: config.weight,
-                })?;
-                index = Some(nic);
-                let _ = balancer.set_link_speed(nic, interface.speed_mbps);
-                let id = config.id.clone();
-                Ok(Arc::new(NicState::new(nic, id, workers, interface.mtu)))
-            });
-            if let (Err(_), Some(nic)) = (&opened, index) {
-                // Just added, so it is there.
-                let _ = balancer.remove_nic(nic);
-            }
-            Done::Added {
-                ticket,
-                config,
-                opened,
-            }
-        });
-    }
-
-    /// Begins to remove a NIC: the balancer first, then the workers, then the sockets.
-    pub(super) fn begin_removing(&mut self, ticket: Ticket, index: NicIndex) {
-        let Some(nic) = self.nic_at(index) else { return };
-        nic.leaves = true;
-        let (balancer, clock) = (Arc::clone(&self.balancer), self.engine.watcher());
-        let stations = self.stations();
-        self.keeper.run(move || {
-            let had = stations.as_ref().map(|all| all.per_nic()[usize::from(index)]);
-            let released = spares::remove(&balancer, index).map(|sessions| Released {
-                sessions: had.unwrap_or(sessions),
-                moves: stations.map_or_else(Vec::new, |stations| stations.settle(clock.now())),
-            });
-            Done::Released {
-                ticket,
-                index,
-                released,
-            }
-        });
-    }
-
-    /// The balancer has let go of a NIC, or needs it.
-    fn released(&mut self, ticket: Ticket, index: NicIndex, released: Result<Released, SpareError>) {
-        let counted = self.counted();
-        let Some(nic) = self.nic_at(index) else { return };
-        nic.leaves = false;
-        match released {
-            Ok(Released { sessions, moves }) => {
-                nic.phase = Phase::Removing {
-                    close_at: Instant::now() + FAREWELL,
-                };
-                let id = nic.id().to_owned();
-                let report = NicSessionsReport {
-                    id,
-                    sessions,
-                    counted,
-                };
-                self.removals.push((ticket, report));
-                self.health.tell(Command::Forget(index));
-                self.stations_moved(&moves);
-            }
-            Err(error) => {
-                let refused = CallError::new(ErrorCode::Refused, error.to_string());
-                self.answer(ticket, Err(refused));
-            }
-        }
-    }
-
-    /// Takes in what the keeper has done.
-    pub(super) fn on_keeper(&mut self) {
-        for done in self.keeper.done() {
-            match done {
-                Done::Added {
-                    ticket,
-                    config,
-                    opened,
-                } => self.added(ticket, config, opened),
-                Done::Reopened { index, opened } => self.reopened(index, opened),
-                Done::Released {
-                    ticket,
-                    index,
-                    released,
-                } => self.released(ticket, index, released),
-                Done::Nothing => {}
-                Done::Snooped(found) => self.snooped(found),
-                Done::Addresses(all) => self.addresses_listed(all),
-                Done::Answer {
-                    ticket,
-                    answer,
-                    event,
-                    moves,
-                } => {
-                    self.stations_moved(&moves);
-                    if let Some((nic, kind, cause)) = event {
-                        info!(nic, cause, "changed by an operator: {kind}");
-                        self.journal.note(nic.as_deref(), kind, cause);
-                    }
-                    self.answer(ticket, answer);
-                }
-            }
-        }
-    }
-
-    fn added(&mut self, ticket: Ticket, config: NicConfig, opened: Result<Box<Opened>>) {
-        self.adding.retain(|adding| adding.id != config.id);
-        let opened = match opened {
-            Ok(opened) => *opened,
-            Err(error) => {
-                let refused = CallError::new(ErrorCode::Refused, format!("{error:#}"));
-                return self.answer(ticket, Err(refused));
-            }
-        };
-        let Opened {
-            interface,
-            state,
-            drive,
-        } = opened;
-        let (id, ifname) = (config.id.clone(), interface.name.clone());
-        let nic = NicRuntime::new(config, interface, state, drive);
-        let report = NicAddedReport {
-            id: id.clone(),
-            ifname: ifname.clone(),
-            queues: nic.queues(),
-            zero_copy: nic.drive.as_ref().is_some_and(|drive| drive.zero_copy),
-        };
-        self.nics.push(nic);
-        self.nics.sort_by_key(NicRuntime::index);
-        self.join();
-        self.journal
-            .note(Some(&id), "added", format!("interface {ifname}"));
-        self.answer(ticket, Reply::report(&report));
-    }
-
-    fn reopened(&mut self, index: NicIndex, opened: Result<Box<Opened>>) {
+    /// An interface that was back is open again, or not.
+    pub(super) fn reopened(&mut self, index: NicIndex, opened: Result<Box<Opened>>) {
         let Some(nic) = self.nic_at(index) else { return };
         if !matches!(nic.phase, Phase::Opening) {
             // Removed meanwhile; what was opened is closed off the loop.
@@ -575,7 +360,7 @@ impl Daemon {
     }
 
     /// A NIC has sockets now: they take what is for the guests, and the workers are told.
-    fn join(&mut self) {
+    pub(super) fn join(&mut self) {
         let macs: Vec<Mac> = self.ports.iter().filter_map(|port| Some(port.mac?.0)).collect();
         macs.into_iter().for_each(|mac| self.admit(mac));
         self.unpublished = true;
