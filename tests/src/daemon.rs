@@ -312,4 +312,22 @@ impl Daemon {
         self.process.signal(Signal::SIGKILL)?;
         self.process.wait(STOP_LIMIT).map(drop)
     }
+
+    /// Waits until the fill rings of so many NIC queues are full and nothing else is out: every chunk of closed sockets is back.
+    ///
+    /// # Errors
+    /// If that does not come to be.
+    pub fn chunks_are_back(&self, queues: u64) -> Result<()> {
+        wait_for(
+            "every chunk in its place",
+            Duration::from_secs(20),
+            Duration::from_millis(20),
+            || {
+                let memory = &self.query("stats")?["frame_memory"];
+                let count = |state: &str| memory[state].as_u64();
+                let there = [count("fill"), count("tx"), count("quarantined")];
+                Ok((there == [Some(2048 * queues), Some(0), Some(0)]).then_some(()))
+            },
+        )
+    }
 }

@@ -14,6 +14,7 @@ pub mod lag;
 pub mod ledger;
 pub mod lock;
 pub mod netns;
+pub mod nic_host;
 pub mod pcap;
 pub mod process;
 pub mod qemu;
