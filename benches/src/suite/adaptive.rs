@@ -4,12 +4,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::bare_wake;
 use super::device::{Device, Wait};
 use super::report::{APART, Section};
 use super::{Field, Settings, cpu_time, folder, patiently};
+use crate::latency::LatencyPlan;
 
 const NAMES: [&str; 2] = ["busy", "adaptive"];
 const RATIO: &str = "adaptive : busy";
+const SLEEPER: &str = "a thread that sleeps";
+const OVER: &str = "adaptive : that thread";
 /// Ports of the daemon that is idle.
 const PORTS: usize = 8;
 
@@ -69,35 +73,61 @@ fn under_load(settings: &Settings) -> Section {
 fn waking(settings: &Settings) -> Section {
     let mut section = Section::new(
         "vnicd: a frame after 3 ms of silence",
-        "Microseconds until its receiver sees it; the adaptive worker sleeps when the frame comes.",
-        1,
-        &NAMES,
+        "Microseconds until its receiver sees it; the adaptive worker sleeps when the frame comes. \"A thread that sleeps\" does nothing but \
+         that: from a write to its eventfd until it runs.",
+        2,
+        &[NAMES[0], NAMES[1], SLEEPER, OVER],
     );
-    let samples = if settings.quick { "100" } else { "500" };
+    let plan = LatencyPlan {
+        samples: if settings.quick { 100 } else { 500 },
+        warm_up: 20,
+        interval: Duration::from_millis(3),
+    };
     for _ in 0..settings.runs {
-        for (name, wait) in NAMES.into_iter().zip([Wait::Busy, Wait::Adaptive]) {
-            let outcome = vnicd(settings, wait, "wake", 2).and_then(|mut device| {
-                patiently(|| {
-                    device.while_running(|device| {
-                        let arguments = ["--samples", samples, "--warm-up", "20", "--interval", "3000"];
-                        settings.load("latency", device, &arguments)
-                    })
-                })
-            });
-            for percentile in ["p50", "p99"] {
-                let figure = outcome
-                    .as_ref()
-                    .map_err(|error| anyhow::anyhow!("{error:#}"))
-                    .and_then(|report| {
-                        report[format!("{percentile}_ns")]
-                            .as_f64()
-                            .context("no percentile")
-                    });
-                section.add(percentile, name, figure.map(|ns| ns / 1000.0));
+        let names = [NAMES[0], NAMES[1], SLEEPER];
+        let outcomes = [
+            time_vnicd(settings, Wait::Busy, &plan),
+            time_vnicd(settings, Wait::Adaptive, &plan),
+            bare_wake::time(&plan).map(|latency| [latency.p50_ns, latency.p99_ns].map(microseconds)),
+        ];
+        for (at, percentile) in ["p50", "p99"].into_iter().enumerate() {
+            for (name, outcome) in names.iter().zip(&outcomes) {
+                let figure = outcome.as_ref().map(|figures| figures[at]);
+                section.add(
+                    percentile,
+                    name,
+                    figure.map_err(|error| anyhow::anyhow!("{error:#}")),
+                );
+            }
+            if let [_, Ok(adaptive), Ok(sleeper)] = &outcomes {
+                section.add(percentile, OVER, Ok(adaptive[at] / sleeper[at]));
             }
         }
     }
     section
+}
+
+/// Microseconds that half and 99 % of the frames take less than.
+fn time_vnicd(settings: &Settings, wait: Wait, plan: &LatencyPlan) -> Result<[f64; 2]> {
+    let mut device = vnicd(settings, wait, "wake", 2)?;
+    let report = patiently(|| {
+        device.while_running(|device| {
+            let numbers = [
+                plan.samples.to_string(),
+                plan.warm_up.to_string(),
+                plan.interval.as_micros().to_string(),
+            ];
+            let [samples, warm_up, interval] = numbers.each_ref().map(String::as_str);
+            let arguments = ["--samples", samples, "--warm-up", warm_up, "--interval", interval];
+            settings.load("latency", device, &arguments)
+        })
+    })?;
+    let figure = |name: &str| report[name].as_u64().context("no percentile").map(microseconds);
+    Ok([figure("p50_ns")?, figure("p99_ns")?])
+}
+
+fn microseconds(nanoseconds: u64) -> f64 {
+    Duration::from_nanos(nanoseconds).as_secs_f64() * 1e6
 }
 
 fn idle(settings: &Settings) -> Result<Section> {

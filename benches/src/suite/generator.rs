@@ -4,12 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use nix::sched::{CpuSet, sched_setaffinity};
 use vnic_tests::frontend::Pages;
 
 use super::device::DEVICE_CPU;
 use super::report::Section;
-use super::{GENERATOR_CPU, Settings, on_cpu, patiently, undisturbed};
+use super::{GENERATOR_CPU, Settings, bind, on_cpu, patiently, undisturbed};
 use crate::driver::{Packed, RingKind, Split};
 use crate::flood::{Flood, FloodPlan};
 use crate::frames::{MIN_FRAME, Traffic};
@@ -76,9 +75,7 @@ fn flood<K: RingKind>(settings: &Settings, flows: u32, packed: bool) -> Result<f
     let stop = AtomicBool::new(false);
     let report = std::thread::scope(|scope| {
         let device = scope.spawn(|| -> Result<()> {
-            let mut cpus = CpuSet::new();
-            cpus.set(DEVICE_CPU)?;
-            sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus)?;
+            bind(DEVICE_CPU)?;
             idle_device::run(packed, (from, &layout), (to, &layout), &stop);
             Ok(())
         });

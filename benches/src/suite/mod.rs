@@ -1,6 +1,7 @@
 //! The side-by-side runs: the same load on vnicd and on its peers, in turn, each alone on its CPU.
 
 mod adaptive;
+mod bare_wake;
 mod device;
 mod distance;
 mod dpdk_guest;
@@ -161,12 +162,9 @@ fn patiently<T>(mut measure: impl FnMut() -> Result<T>) -> Result<T> {
 
 /// Runs `work` on a thread that is bound to a CPU.
 fn on_cpu<T: Send>(cpu: usize, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    use nix::sched::{CpuSet, sched_setaffinity};
     std::thread::scope(|scope| {
         let bound = scope.spawn(|| {
-            let mut cpus = CpuSet::new();
-            cpus.set(cpu)?;
-            sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus)?;
+            bind(cpu)?;
             work()
         });
         match bound.join() {
@@ -174,6 +172,15 @@ fn on_cpu<T: Send>(cpu: usize, work: impl FnOnce() -> Result<T> + Send) -> Resul
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
+}
+
+/// Has the thread run on that CPU alone.
+fn bind(cpu: usize) -> Result<()> {
+    use nix::sched::{CpuSet, sched_setaffinity};
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)?;
+    sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus)?;
+    Ok(())
 }
 
 /// Devices that take turns; one that does not start is missing with its reason.
