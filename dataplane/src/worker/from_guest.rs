@@ -9,7 +9,7 @@ use crate::engine::Event;
 use crate::fabric::{Fabric, Port, Ring};
 use crate::memory::frames::Frame;
 use crate::virtq::{self, RingError};
-use crate::vnet;
+use crate::vnet::{self, Look};
 
 impl Context {
     /// Takes one burst from a guest TX ring. What could not go straight to another guest is staged afterwards. Returns the number of frames (or
@@ -29,7 +29,6 @@ impl Context {
             self.discard_burst(port, engine)
         };
         counters.notifications.add(u64::from(engine.notify()));
-        self.send_uplink(fabric, port);
         match taken {
             Ok((frames, bytes)) => {
                 held.backlog = Backlog::of(frames, bytes);
@@ -78,37 +77,38 @@ impl Context {
         Ok((taken, bytes))
     }
 
-    /// Copies what does not go straight to another guest into frame memory, and stages it.
+    /// Copies what does not go straight to another guest into frame memory, and stages it: so many at a time that what is known of them
+    /// is still in the first-level cache at the end.
     fn copy(&mut self, fabric: &Fabric, port: &Port, engine: &virtq::Ring, sorted: &mut Sorted) {
-        if sorted.copied.is_empty() {
-            return;
+        for copied in sorted.copied.chunks(BURST) {
+            self.copy_burst(port, engine, &sorted.looks, copied);
+            let all_leave = copied.iter().all(|(_, route, _)| matches!(route, Route::Uplink));
+            if all_leave && !port.vlan.is_access() {
+                // As nearly always, and as `route` would do one by one.
+                std::mem::swap(&mut self.burst, &mut self.uplink);
+            } else {
+                let mut frames = std::mem::take(&mut self.burst);
+                for (frame, &(_, route, vlan)) in frames.drain(..).zip(copied) {
+                    self.route(fabric, port, frame, route, vlan);
+                }
+                self.burst = frames;
+            }
+            self.send_uplink(fabric, port);
         }
-        let looks = &sorted.looks;
-        let picks = sorted
-            .copied
+        sorted.copied.clear();
+    }
+
+    /// Copies frames into frame memory, to `burst`; when chunks run out, the rest is dropped.
+    fn copy_burst(&mut self, port: &Port, engine: &virtq::Ring, looks: &[Look], copied: &[(u8, Route, u16)]) {
+        let picks = copied
             .iter()
             .map(|&(index, ..)| (usize::from(index), &looks[usize::from(index)]));
         let taken = vnet::take(engine, picks, &mut self.stock.chunks, &mut self.burst);
-        let missing = sorted.copied.len() - taken;
+        let missing = copied.len() - taken;
         if missing > 0 {
             let drops = &port.state.counters.of(self.index).drops;
             drops.add(DropReason::NoChunk, missing as u64);
         }
-        let all_leave = sorted
-            .copied
-            .iter()
-            .all(|(_, route, _)| matches!(route, Route::Uplink));
-        if all_leave && self.uplink.is_empty() && !port.vlan.is_access() {
-            // As nearly always, and as `route` would do one by one.
-            std::mem::swap(&mut self.burst, &mut self.uplink);
-        } else {
-            let mut frames = std::mem::take(&mut self.burst);
-            for (frame, &(_, route, vlan)) in frames.drain(..).zip(&sorted.copied) {
-                self.route(fabric, port, frame, route, vlan);
-            }
-            self.burst = frames;
-        }
-        sorted.copied.clear();
     }
 
     /// Stages one frame by its destination, or drops it.

@@ -27,7 +27,7 @@ use crate::engine::SharedState;
 use crate::fabric::{Fabric, Stock};
 use crate::memory::frames::{ChunkCache, Frame, FrameMemory};
 use crate::virtq::prepare_to_signal;
-use allowance::{Allowance, LONG_BURST};
+use allowance::{Allowance, BURST, LONG_BURST};
 use deliver::Staged;
 use held::Held;
 use sort::Sorted;
@@ -85,10 +85,10 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
         turns_to_service: 0,
         allowance: Allowance::new(),
         sorted: Sorted::new(),
-        burst: Vec::with_capacity(LONG_BURST),
-        uplink: Vec::with_capacity(LONG_BURST),
-        observed: Burst::with_capacity(LONG_BURST),
-        choices: Vec::with_capacity(LONG_BURST),
+        burst: Vec::with_capacity(BURST),
+        uplink: Vec::with_capacity(BURST),
+        observed: Burst::with_capacity(BURST),
+        choices: Vec::with_capacity(BURST),
         staged: Staged::new(),
         rescued: Vec::new(),
         rescued_observed: Burst::default(),
