@@ -34,11 +34,12 @@ use sort::Sorted;
 pub use wait::{Poll, SleepIn};
 pub(crate) use wait::{Waiter, choose};
 
-/// Turns between two looks at the clock: a look costs as much as a frame, and a turn takes microseconds at most.
-const CLOCK_TURNS: u32 = 16;
+/// Turns between two looks at the clock, of which each counts once more for every burst in it: a look costs as much as a frame, and a burst takes
+/// microseconds, or tens of them where the kernel copies it.
+const CLOCK_TURNS: usize = 16;
 
-/// Turns of a busy worker between two looks at the frames that its NICs have in flight: each burst that is sent takes back what has left.
-const SERVICE_TURNS: u32 = 4;
+/// Frames of a busy worker between two looks at those that its NICs have in flight: each burst that is sent takes back what has left.
+const SERVICE_FRAMES: usize = 512;
 
 /// All that a worker needs beside the [`Fabric`].
 struct Context {
@@ -50,8 +51,8 @@ struct Context {
     now: Clock,
     /// More sessions have timed out than were forgotten.
     upkeep_due: bool,
-    /// Turns until the NICs' frames in flight are looked at again.
-    turns_to_service: u32,
+    /// Frames moved since the NICs' frames in flight were looked at.
+    unserviced: usize,
     /// What the guests' rings may give in this turn.
     allowance: Allowance,
     /// The burst in hand from a guest.
@@ -82,7 +83,7 @@ pub(crate) fn run(index: usize, shared: Arc<SharedState>, mut waiter: Waiter) {
         shared: Arc::clone(&shared),
         now: Clock::default(),
         upkeep_due: false,
-        turns_to_service: 0,
+        unserviced: 0,
         allowance: Allowance::new(),
         sorted: Sorted::new(),
         burst: Vec::with_capacity(BURST),
@@ -119,8 +120,8 @@ fn serve(fabric: &Fabric, context: &mut Context, waiter: &mut Waiter) {
                 context.upkeep_due = context.balancer.upkeep(context.now);
             }
         }
-        turns_to_clock -= 1;
         let moved = context.turn(fabric, &mut held);
+        turns_to_clock = turns_to_clock.saturating_sub(1 + moved / BURST);
         counters.turns.add(1);
         if moved > 0 {
             counters.busy_turns.add(1);
@@ -150,12 +151,11 @@ impl Context {
         if undelivered > 0 {
             self.deliver_staged(fabric);
         }
-        let service = moved == 0 || self.turns_to_service == 0;
-        self.turns_to_service = if service {
-            SERVICE_TURNS
-        } else {
-            self.turns_to_service - 1
-        };
+        self.unserviced += moved;
+        let service = moved == 0 || self.unserviced >= SERVICE_FRAMES;
+        if service {
+            self.unserviced = 0;
+        }
         for queue in &mut held.nic_queues {
             moved += self.poll_nic(fabric, queue);
         }
