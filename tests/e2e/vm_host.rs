@@ -149,7 +149,8 @@ fn zero_copy_accounts_for_every_frame_when_links_are_lost_under_traffic() -> Res
     host.start_stream(rate)?;
     wait_for("the stream", PATIENCE, PACE, || {
         Ok((host.arrivals().len() > 10 * FLOWS as usize).then_some(()))
-    })?;
+    })
+    .with_context(|| host.circumstances())?;
     let mut outages = Vec::new();
     for count in 0..losses {
         // Sessions stay on the NIC that they went to, which is the next one to be lost.

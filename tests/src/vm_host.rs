@@ -372,6 +372,28 @@ impl VmHost {
         all
     }
 
+    /// What the front-end wrote, what vnicd counted, and its log: for a failure's message.
+    #[must_use]
+    pub fn circumstances(&self) -> String {
+        let shown = |what: &str, text: Result<String>| match text {
+            Ok(text) => format!("{what}:\n{text}\n"),
+            Err(error) => format!("{what}: {error:#}\n"),
+        };
+        let arrived: Vec<usize> = self
+            .echoes
+            .iter()
+            .map(|echo| echo.counters.written_down().as_deref().map_or(0, <[_]>::len))
+            .collect();
+        [
+            format!("arrived by NIC: {arrived:?}\n"),
+            shown("the front-end", self.shell("cat /tmp/sent")),
+            shown("statistics", self.query("stats").map(|stats| stats.to_string())),
+            shown("NICs", self.query("nics").map(|nics| nics.to_string())),
+            shown("log", self.log()),
+        ]
+        .concat()
+    }
+
     fn undamaged(&self) -> Result<()> {
         let damaged = |echo: &Echo| echo.counters.damaged.load(Ordering::Relaxed);
         let damaged: u64 = self.echoes.iter().map(damaged).sum();
