@@ -51,7 +51,7 @@ pub(super) struct Leaving {
 }
 
 impl Leaving {
-    /// From now on.
+    /// Of a NIC that the next publication lacks.
     pub(super) fn new(drive: Drive, removal: Option<(Ticket, NicSessionsReport)>) -> Leaving {
         Leaving {
             drive,

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use super::bare_wake;
 use super::device::{Device, Wait};
 use super::report::{APART, Section};
-use super::{Field, Settings, cpu_time, folder, patiently};
+use super::{Field, Settings, cpu_time, folder, microseconds, patiently};
 use crate::latency::LatencyPlan;
 
 const NAMES: [&str; 2] = ["busy", "adaptive"];
@@ -124,10 +124,6 @@ fn time_vnicd(settings: &Settings, wait: Wait, plan: &LatencyPlan) -> Result<[f6
     })?;
     let figure = |name: &str| report[name].as_u64().context("no percentile").map(microseconds);
     Ok([figure("p50_ns")?, figure("p99_ns")?])
-}
-
-fn microseconds(nanoseconds: u64) -> f64 {
-    Duration::from_nanos(nanoseconds).as_secs_f64() * 1e6
 }
 
 fn idle(settings: &Settings) -> Result<Section> {

@@ -174,6 +174,10 @@ fn on_cpu<T: Send>(cpu: usize, work: impl FnOnce() -> Result<T> + Send) -> Resul
     })
 }
 
+fn microseconds(nanoseconds: u64) -> f64 {
+    Duration::from_nanos(nanoseconds).as_secs_f64() * 1e6
+}
+
 /// Has the thread run on that CPU alone.
 fn bind(cpu: usize) -> Result<()> {
     use nix::sched::{CpuSet, sched_setaffinity};

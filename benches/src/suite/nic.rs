@@ -9,7 +9,7 @@ use vnic_tests::sys::PacketSocket;
 
 use super::device::{Device, GUEST_MACS, Wait};
 use super::report::{OURS, PEER, Section};
-use super::{GENERATOR_CPU, Settings, folder, interface_counter, on_cpu, patiently};
+use super::{GENERATOR_CPU, Settings, folder, interface_counter, microseconds, on_cpu, patiently};
 use crate::driver::{DriverRing, SplitRing};
 use crate::frames::{MIN_FRAME, Traffic};
 use crate::latency::{Latency, LatencyPlan, measure};
@@ -189,7 +189,7 @@ fn latencies(settings: &Settings) -> Result<Section> {
                         let figure = outcome
                             .as_ref()
                             .map_err(|error| anyhow::anyhow!("{error:#}"))
-                            .map(|ways| microseconds(&ways[way][at], percentile));
+                            .map(|ways| at_percentile(&ways[way][at], percentile));
                         section.add(&format!("{direction}{pace}, {percentile}"), path, figure);
                     }
                 }
@@ -207,13 +207,12 @@ fn at_each_pace(
     plans.iter().map(|(_, plan)| measure(plan, &mut trip)).collect()
 }
 
-fn microseconds(latency: &Latency, percentile: &str) -> f64 {
-    let nanoseconds = if percentile == "p50" {
+fn at_percentile(latency: &Latency, percentile: &str) -> f64 {
+    microseconds(if percentile == "p50" {
         latency.p50_ns
     } else {
         latency.p99_ns
-    };
-    Duration::from_nanos(nanoseconds).as_secs_f64() * 1e6
+    })
 }
 
 fn traffic(from: [u8; 6], to: [u8; 6]) -> Traffic {
